@@ -171,6 +171,24 @@ const CASES: Readonly<Record<string, Case>> = {
     inputShape: [5],
     ids: 7,
   },
+  'a masked embedding, and recurrent cells with dropout in two layers': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.embedding({
+            ...{ inputDim: 7, outputDim: 4, inputLength: inputShape[0]!, maskZero: true },
+          }),
+          tf.layers.lstm({ units: 3, dropout: 0.3, recurrentDropout: 0.2, returnSequences: true }),
+          tf.layers.bidirectional({
+            layer: tf.layers.gru({ units: 3, dropout: 0.3 }) as never,
+            mergeMode: 'concat',
+          }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    inputShape: [5],
+    ids: 7,
+  },
   'noise on inputs, on weights and in units': {
     model: ({ tf, inputShape, classCount }) =>
       tf.sequential({

@@ -1,6 +1,7 @@
 import { nearest } from '../../shared/spelling.ts';
 import { isNoisy } from '../layers.ts';
 import { drawNoise, type NoiseSource } from '../noise.ts';
+import { adaptRecurrent } from '../recurrent/adapt.ts';
 import {
   isLibraryClass,
   type Layer,
@@ -47,7 +48,10 @@ export function layersPart(
   const source: { noise: NoiseSource } = { noise: drawNoise };
   const foreign = isForeign(model);
   for (const { layer, outer, path } of walkLayers(model)) {
-    if (isLibraryClass(layer)) adaptNoise(layer, source);
+    if (isLibraryClass(layer)) {
+      adaptNoise(layer, source);
+      adaptRecurrent(layer, source);
+    }
     if (outer !== layer) adaptNoise(outer, source);
     const normalises = layer.getClassName() === 'BatchNormalization';
     if (normalises) adaptNormalisation(layer, path, trainableWeights);

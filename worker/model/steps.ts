@@ -5,6 +5,7 @@ import type { Minibatch } from '../data/examples.ts';
 import { discard } from '../discard.ts';
 import type { Fed, Graphs, Opened } from '../graph.ts';
 import { drawNoise, type NoiseSource, withSeed } from '../noise.ts';
+import { withFirstGradientsOnly } from '../recurrent/recurrence.ts';
 import { type Scalar, type Tensor, tf } from '../tf.ts';
 import { type DataShape, hasInputs, hasTargets, invalid } from './data-shape.ts';
 import type { Goal, TrainingValues } from './goal.ts';
@@ -262,7 +263,9 @@ function groupGradients(
         const parts = group === null ? common : [named[group]!, ...common];
         if (members.length === 0 || parts.length === 0) continue;
         const variables = members.map(({ variable }) => variable);
-        const given = tf.engine().gradients(() => tf.addN(parts), variables, undefined, true).grads;
+        const given = withFirstGradientsOnly(
+          () => tf.engine().gradients(() => tf.addN(parts), variables, undefined, true).grads,
+        );
         if (given.every((gradient) => gradient == null)) throw unreached(group, own);
         for (const [i, gradient] of given.entries()) {
           if (gradient == null) continue;

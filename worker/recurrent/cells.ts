@@ -1,0 +1,152 @@
+import { type Tensor, tf } from '../tf.ts';
+import type { Activation } from './activations.ts';
+
+/**
+ * One time step of a recurrent cell, forward and backward, by few operations. Shapes: B examples, H units, G gates.
+ * The input's part of the gates, z = x·W + b, has been computed for all steps at once.
+ */
+export interface RecurrentCell {
+  /** Tensors of shape [B, H] that go from step to step; the first is the output. */
+  readonly stateCount: number;
+  /**
+   * @param z shape [B, G·H].
+   * @param state at the step before; its first has been through recurrent dropout.
+   * @param weights recurrent, shape [H, G·H].
+   * @returns `kept` is what `back` gets.
+   */
+  step(z: Tensor, state: readonly Tensor[], weights: Tensor): CellStep;
+  /**
+   * @param dState of the loss by what `step` gave as `state`; only a later one may be null: it has no slope.
+   * @param first nothing asks for the state before.
+   */
+  back(
+    dState: readonly (Tensor | null)[],
+    kept: readonly Tensor[],
+    weights: Tensor,
+    first: boolean,
+  ): CellBack;
+  /** @param dz of all steps, shape [T, B, G·H]. @param kept of all steps. @returns shape [H, G·H]. */
+  weightsGradient(dz: Tensor, kept: readonly (readonly Tensor[])[]): Tensor;
+}
+
+interface CellStep {
+  readonly state: readonly Tensor[];
+  readonly kept: readonly Tensor[];
+}
+
+interface CellBack {
+  readonly dz: Tensor;
+  /** By the state before; null: not asked for. */
+  readonly dState: readonly Tensor[] | null;
+}
+
+/** Long short-term memory without peepholes; the gates are input, forget, candidate, output (Deep Learning §10.10.1). */
+export function lstmCell(activation: Activation, gate: Activation): RecurrentCell {
+  return {
+    stateCount: 2,
+    step(z, [h, c], weights) {
+      const [zi, zf, zg, zo] = tf.split(tf.add(z, tf.matMul(h!, weights)), 4, 1) as Four;
+      const [i, f, g, o] = [gate.apply(zi), gate.apply(zf), activation.apply(zg), gate.apply(zo)];
+      const next = tf.add(tf.mul(f, c!), tf.mul(i, g));
+      const a = activation.apply(next);
+      return { state: [tf.mul(o, a), next], kept: [h!, c!, i, f, g, o, a] };
+    },
+    back([dh, dcNext], kept, weights, first) {
+      const [, c, i, f, g, o, a] = kept as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
+      const through = activation.back(tf.mul(dh!, o), a);
+      const dc = dcNext ? tf.add(dcNext, through) : through;
+      const dz = tf.concat(
+        [
+          gate.back(tf.mul(dc, g), i),
+          gate.back(tf.mul(dc, c), f),
+          activation.back(tf.mul(dc, i), g),
+          gate.back(tf.mul(dh!, a), o),
+        ],
+        1,
+      );
+      if (first) return { dz, dState: null };
+      return { dz, dState: [tf.matMul(dz, weights, false, true), tf.mul(dc, f)] };
+    },
+    weightsGradient: (dz, kept) => product(tf.stack(kept.map(([h]) => h!)), dz),
+  };
+}
+
+/**
+ * Gated recurrent unit; the gates are update, reset, candidate, and the reset gate comes before the product, as in
+ * TensorFlow.js (Cho et al. 2014; Deep Learning §10.10.2).
+ */
+export function gruCell(activation: Activation, gate: Activation): RecurrentCell {
+  const parts = (weights: Tensor) => {
+    const [units, width] = weights.shape as [number, number];
+    return tf.split(weights, [2 * units, width - 2 * units], 1) as [Tensor, Tensor];
+  };
+  return {
+    stateCount: 1,
+    step(z, [h], weights) {
+      const [gateWeights, candidateWeights] = parts(weights);
+      const units = h!.shape[1]!;
+      const [zGates, zCandidate] = tf.split(z, [2 * units, units], 1) as [Tensor, Tensor];
+      const gates = gate.apply(tf.add(zGates, tf.matMul(h!, gateWeights)));
+      const [u, r] = tf.split(gates, 2, 1) as [Tensor, Tensor];
+      const rh = tf.mul(r, h!);
+      const g = activation.apply(tf.add(zCandidate, tf.matMul(rh, candidateWeights)));
+      const d = tf.sub(h!, g);
+      return { state: [tf.add(g, tf.mul(u, d))], kept: [h!, gates, u, r, rh, g, d] };
+    },
+    back([dh], kept, weights, first) {
+      const [h, gates, u, r, , g, d] = kept as [
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const [gateWeights, candidateWeights] = parts(weights);
+      const straight = tf.mul(dh!, u);
+      const dCandidate = activation.back(tf.sub(dh!, straight), g);
+      const drh = tf.matMul(dCandidate, candidateWeights, false, true);
+      const dGates = gate.back(tf.concat([tf.mul(dh!, d), tf.mul(drh, h)], 1), gates);
+      const dz = tf.concat([dGates, dCandidate], 1);
+      if (first) return { dz, dState: null };
+      const byGates = tf.matMul(dGates, gateWeights, false, true);
+      return { dz, dState: [tf.addN([straight, tf.mul(drh, r), byGates])] };
+    },
+    weightsGradient(dz, kept) {
+      const units = dz.shape[2]! / 3;
+      const [dGates, dCandidate] = tf.split(dz, [2 * units, units], 2) as [Tensor, Tensor];
+      return tf.concat(
+        [
+          product(tf.stack(kept.map(([h]) => h!)), dGates),
+          product(tf.stack(kept.map((each) => each[4]!)), dCandidate),
+        ],
+        1,
+      );
+    },
+  };
+}
+
+/** h = f(z + h·U) (Deep Learning §10.2). */
+export function simpleCell(activation: Activation): RecurrentCell {
+  return {
+    stateCount: 1,
+    step(z, [h], weights) {
+      const next = activation.apply(tf.add(z, tf.matMul(h!, weights)));
+      return { state: [next], kept: [h!, next] };
+    },
+    back([dh], [, next], weights, first) {
+      const dz = activation.back(dh!, next!);
+      return { dz, dState: first ? null : [tf.matMul(dz, weights, false, true)] };
+    },
+    weightsGradient: (dz, kept) => product(tf.stack(kept.map(([h]) => h!)), dz),
+  };
+}
+
+type Four = [Tensor, Tensor, Tensor, Tensor];
+
+/** aᵀ·b over all steps and examples, shapes [T, B, H] and [T, B, G]: one product. */
+function product(a: Tensor, b: Tensor): Tensor {
+  const rows = (x: Tensor) => tf.reshape(x, [-1, x.shape[2]!]);
+  return tf.matMul(rows(a), rows(b), true, false);
+}
