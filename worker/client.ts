@@ -9,7 +9,6 @@ import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import { FRAGMENTS_HEADER, fragmentsOf, LOCAL_STEPS_HEADER } from '../shared/local-steps.ts';
 import type { Log } from '../shared/log.ts';
-import type { ServerAddress } from '../shared/message-fields.ts';
 import {
   type Acknowledgement,
   type Assign,
@@ -28,7 +27,11 @@ import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
 import { Memories } from '../wire/memories.ts';
 import { createDecoder } from './compressor.ts';
+import { Heartbeat, type Patience } from './heartbeat.ts';
+import { refusalOf, refusalOfStatus } from './refusals.ts';
+import { backoffMs, Servers } from './servers.ts';
 import { type Pull, rangesFor, ShardLinks } from './shard-links.ts';
+import { type KeptPush, UnacknowledgedPushes } from './unacknowledged.ts';
 
 /**
  * The worker's end of the wire. Keeps a connection to the server: a lost one is opened anew, with
@@ -72,11 +75,6 @@ export interface Received {
 }
 
 /**
- * Pauses between attempts to connect, ms, before the jitter: the first, the longest, and the longest
- * while the server has not been away for `awayShare` times as long.
- */
-export const BACKOFF = { firstMs: 250, maxMs: 15_000, soonMs: 1_000, awayShare: 8 } as const;
-/**
  * A unix socket of Linux holds 208 KB, one of TCP up to 4 MB: below this size of a payload more
  * waiting costs more than the protocol saves (docs/decisions/0006-receive-in-place.md).
  */
@@ -86,70 +84,10 @@ const CLOSE_MS = 2_000;
 /** Payloads in use at once: one arrives, one is read from, one is on the device. */
 const MEMORIES_KEPT = 3;
 
-/**
- * The pause before attempt `attempt` (0-based): uniform between 0 and an exponentially growing
- * limit, so that the workers of a cluster do not all come back at the same moment. The limit is an
- * eighth of the time that the server has been away: one that comes back after a few seconds, as after
- * a crash, has its workers within one.
- */
-export function backoffMs(attempt: number, random: () => number, awayMs: number): number {
-  const { firstMs, maxMs, soonMs, awayShare } = BACKOFF;
-  const doubled = firstMs * 2 ** Math.min(attempt, 20);
-  return random() * Math.min(maxMs, doubled, Math.max(soonMs, awayMs / awayShare));
-}
-
-/** @throws DownpourError DP_USAGE: one is not the address of a server. */
-function socketUrls(servers: string): string[] {
-  return servers.split(',').map((server) => socketUrl(server.trim()));
-}
-
-/** @throws DownpourError DP_USAGE: not an address of a server. */
-export function socketUrl(server: string): string {
-  let url: URL;
-  try {
-    url = new URL(/^[a-z]+:\/\//.test(server) ? server : `ws://${server}`);
-  } catch (cause) {
-    throw badAddress(server, cause);
-  }
-  if (url.protocol === 'http:') url.protocol = 'ws:';
-  if (url.protocol === 'https:') url.protocol = 'wss:';
-  if (url.protocol !== 'ws:' && url.protocol !== 'wss:') throw badAddress(server);
-  // What stands before it is of an app that the server is part of, or of a proxy.
-  if (!url.pathname.endsWith('/ws')) url.pathname = `${url.pathname.replace(/\/$/, '')}/ws`;
-  return url.href;
-}
-
-const badAddress = (server: string, cause?: unknown) =>
-  new DownpourError(
-    'DP_USAGE',
-    `'${server}' is not the address of a server; write it like ws://host:7420`,
-    { cause },
-  );
-
-interface Unacknowledged {
-  readonly header: Push;
-  readonly run: string;
-  readonly sequence: number;
-  readonly lease: number;
-  /** One for each shard. */
-  readonly payloads: readonly Landing[];
-  /** How many of them are on their way to a socket. */
-  sending: number;
-  /** Its memory goes back when nothing is sent from it any more. */
-  done: boolean;
-  /** One of them has left. */
-  readonly gone: () => void;
-}
-
 export class Client {
   readonly #options: ClientOptions;
   #hello: ClientOptions['hello'];
-  /** The server that is asked, of those that were named and those that it has told of. */
-  #url: string;
-  readonly #named: readonly string[];
-  #told: readonly string[] = [];
-  /** So many of them have been asked in vain since the last pause. */
-  #asked = 0;
+  readonly #servers: Servers;
   readonly #incarnation = drawIncarnation();
   readonly #now: () => number;
   readonly #random: () => number;
@@ -162,7 +100,7 @@ export class Client {
   #dialing: { abort(): void } | null = null;
   #sequence = 0;
   #seen: { readonly run: string; readonly step: number; readonly generation: number } | null = null;
-  #unacknowledged: Unacknowledged[] = [];
+  readonly #unacknowledged = new UnacknowledgedPushes();
   #pushed = new Memories(MEMORIES_KEPT);
   readonly #pulled = new Memories(MEMORIES_KEPT);
   readonly #decoder = createDecoder();
@@ -181,9 +119,7 @@ export class Client {
   /** This connection is closed to be opened anew over another way. */
   #moving = false;
   #timer: NodeJS.Timeout | null = null;
-  #heartbeat: NodeJS.Timeout | null = null;
-  #lastSeen = 0;
-  #lastBeat = 0;
+  readonly #heartbeat: Heartbeat;
   /** What the server said before it closed the connection. */
   #refusal: DownpourError | null = null;
   /** A push crossed the end of its run on the wire: the server may call it out of order. */
@@ -193,11 +129,15 @@ export class Client {
   constructor(options: ClientOptions) {
     this.#options = options;
     this.#hello = options.hello;
-    this.#named = socketUrls(options.server);
-    this.#url = this.#named[0]!;
+    this.#servers = new Servers(options.server);
     this.#now = options.now ?? (() => performance.now());
     this.#random = options.random ?? Math.random;
     this.#startedAt = this.#now();
+    this.#heartbeat = new Heartbeat(
+      this.#now,
+      () => this.#patience(),
+      (held) => this.#links?.beat(held),
+    );
     this.#wantsLocal = options.localSocketBytesMin === 0;
     this.#onAbort = () => this.#wake(options.signal.reason);
     options.signal.addEventListener('abort', this.#onAbort, { once: true });
@@ -222,7 +162,7 @@ export class Client {
 
   /** Where the REST interface of the server is that it talks to. */
   get server(): string {
-    return this.#url.replace(/^ws/, 'http').replace(/\/ws$/, '');
+    return this.#servers.url.replace(/^ws/, 'http').replace(/\/ws$/, '');
   }
 
   get incarnation(): string {
@@ -245,7 +185,7 @@ export class Client {
 
   /** The pushes that the server has not answered yet, oldest first. */
   get unacknowledged(): readonly { readonly sequence: number; readonly lease: number }[] {
-    return this.#unacknowledged;
+    return this.#unacknowledged.all;
   }
 
   /** Something has come that `next` has not given yet. */
@@ -315,7 +255,7 @@ export class Client {
     const partBytes = (4 * layout.exchangedSize) / parts;
     const links = new ShardLinks({
       shards,
-      server: this.#url,
+      server: this.#servers.url,
       session,
       layout,
       fragments: fragmentsOf(config),
@@ -378,25 +318,12 @@ export class Client {
     };
     const part = fragment === undefined ? {} : { fragment };
     const header = kind === undefined ? gradient : { ...gradient, kind, ...part };
-    const kept: Unacknowledged = {
-      header,
-      run,
-      sequence,
-      lease,
-      payloads,
-      sending: 0,
-      done: false,
-      gone: () => {
-        kept.sending--;
-        if (kept.done && kept.sending === 0) releaseAll(kept);
-      },
-    };
-    this.#unacknowledged.push(kept);
+    const kept = this.#unacknowledged.add(header, payloads);
     if (this.connected) this.#sendPush(kept);
     return sequence;
   }
 
-  #sendPush(push: Unacknowledged): void {
+  #sendPush(push: KeptPush): void {
     const { header, payloads, run, sequence, gone } = push;
     push.sending += payloads.length;
     this.#connection!.send(header, [payloads[0]!.bytes], gone);
@@ -409,33 +336,23 @@ export class Client {
     }
   }
 
-  #keepPushes(which: (push: Unacknowledged) => boolean): void {
-    const all = this.#unacknowledged;
-    this.#unacknowledged = all.filter(which);
-    for (const push of all) {
-      if (which(push)) continue;
-      push.done = true;
-      if (push.sending === 0) releaseAll(push);
-    }
-  }
-
   /** The server has answered: this push and all before it need not be sent again. */
   acknowledge({ sequence }: Acknowledgement): void {
-    this.#keepPushes((push) => push.sequence > sequence);
+    this.#unacknowledged.keep((push) => push.sequence > sequence);
   }
 
   /** Sends again what the server did not answer before the connection was lost. @returns how many. */
   resend(run: string): number {
     this.forget(run);
     if (!this.connected) return 0;
-    for (const push of this.#unacknowledged) this.#sendPush(push);
-    return this.#unacknowledged.length;
+    for (const push of this.#unacknowledged.all) this.#sendPush(push);
+    return this.#unacknowledged.all.length;
   }
 
   /** Nobody waits any more for the pushes of runs other than this. */
   forget(exceptRun: string | null): void {
-    if (this.#unacknowledged.some((push) => push.run !== exceptRun)) this.#crossed = true;
-    this.#keepPushes((push) => push.run === exceptRun);
+    if (this.#unacknowledged.all.some((push) => push.run !== exceptRun)) this.#crossed = true;
+    this.#unacknowledged.keep((push) => push.run === exceptRun);
   }
 
   /**
@@ -468,7 +385,7 @@ export class Client {
     this.#closing = true;
     this.#options.signal.removeEventListener('abort', this.#onAbort);
     if (this.#timer) clearTimeout(this.#timer);
-    if (this.#heartbeat) clearInterval(this.#heartbeat);
+    this.#heartbeat.stop();
     this.#links?.close();
     this.#dialing?.abort();
     if (!this.#connection) return;
@@ -527,14 +444,14 @@ export class Client {
   }
 
   async #findLocalSocket(): Promise<string | null> {
-    return localSocketWanted(this.#options.localSocket) ? findLocalSocket(this.#url) : null;
+    return localSocketWanted(this.#options.localSocket) ? findLocalSocket(this.#servers.url) : null;
   }
 
   /** @param path of the server's unix socket; null: over TCP. */
   #dial(path: string | null): void {
     const { tls } = this.#options;
     this.#dialing = dial({
-      url: this.#url,
+      url: this.#servers.url,
       path,
       handshakeMs: this.#patience().handshakeMs,
       closeMs: CLOSE_MS,
@@ -552,7 +469,7 @@ export class Client {
           this.#dial(null);
           return;
         }
-        this.#refusal = refusalOfStatus(status, this.#url);
+        this.#refusal = refusalOfStatus(status, this.#servers.url);
         // Where several addresses were tried, there is only the code.
         const text = errorText(error) || (error as NodeJS.ErrnoException).code;
         this.#lost(1006, text ?? 'connection closed', 1000 * retryAfterSeconds);
@@ -565,12 +482,12 @@ export class Client {
     this.#connection = connection;
     if (!this.#everConnected || this.#attempt > 0 || this.#moving) {
       const through = path === null ? '' : `, over its unix socket ${path}`;
-      this.#options.log(`connected to ${this.#url}${through}`);
+      this.#options.log(`connected to ${this.#servers.url}${through}`);
     }
     this.#everConnected = true;
     this.#moving = false;
-    this.#lastSeen = this.#now();
-    this.#startBeats(connection);
+    this.#heartbeat.seen();
+    this.#heartbeat.start(connection);
     const first: Hello = { type: 'hello', ...this.#hello, incarnation: this.#incarnation };
     connection.send(first);
     return {
@@ -579,7 +496,7 @@ export class Client {
       malformed: (error) => this.#misunderstood(error),
       broken: (error) => this.#misunderstood(error),
       alive: () => {
-        this.#lastSeen = this.#now();
+        this.#heartbeat.seen();
       },
       closed: (code, reason) => {
         this.#connection = null;
@@ -611,7 +528,10 @@ export class Client {
       // asked without a pause.
       // The shards of an assignment may not.
       const toShards = message.type === 'assign' && message.shards.length > 0;
-      if (message.type !== 'error' && !toShards) this.#attempt = this.#asked = 0;
+      if (message.type !== 'error' && !toShards) {
+        this.#attempt = 0;
+        this.#servers.reached();
+      }
       if (message.type === 'error') {
         landing?.release();
         this.#refused(knownCode(message.code), message.message);
@@ -619,8 +539,8 @@ export class Client {
       }
       if (message.type === 'standby') {
         landing?.release();
-        this.#told = message.servers.map((address) => besideOf(this.#url, address));
-        if (this.#connection) this.#startBeats(this.#connection);
+        this.#servers.tell(message.servers);
+        if (this.#connection) this.#heartbeat.start(this.#connection);
         return;
       }
       if (message.type === 'work') this.#look(message);
@@ -691,8 +611,7 @@ export class Client {
 
   /** @param notBeforeMs that the server wants to hear nothing for. */
   #lost(code: number, reason: string, notBeforeMs = 0): void {
-    if (this.#heartbeat) clearInterval(this.#heartbeat);
-    this.#heartbeat = null;
+    this.#heartbeat.stop();
     for (const { release } of this.#received) release?.();
     this.#received = [];
     if (this.#closing || this.#fatal !== null) return;
@@ -711,66 +630,38 @@ export class Client {
         this.#fail(
           new DownpourError(
             'DP_SERVER_UNREACHABLE',
-            `no server at ${this.#url} within ${patienceMs / 1000} s (${reason}): start one with downpour serve, or correct --server`,
+            `no server at ${this.#servers.url} within ${patienceMs / 1000} s (${reason}): start one with downpour serve, or correct --server`,
           ),
         );
         return;
       }
     }
-    if (this.#attempt === 0 && this.#asked === 0) this.#awaySince = this.#now();
-    const others = this.#others();
+    if (this.#attempt === 0) this.#awaySince = this.#now();
     // The one that was lost is asked first; then all, one after the other, and then there is a pause.
-    if (this.#attempt > 0 && others.length > 0) {
-      this.#url = others[0]!;
-      if (++this.#asked <= others.length) {
-        this.#connect();
-        return;
-      }
+    else if (this.#servers.goOn()) {
+      this.#connect();
+      return;
     }
-    this.#asked = 0;
     const awayMs = this.#now() - this.#awaySince;
     const pause = notBeforeMs + backoffMs(this.#attempt++, this.#random, awayMs);
     const why = refusal ? `${refusal.code} ${refusal.message}` : reason;
     // The first failures and then ever fewer, not a line a second.
     if ((this.#attempt & (this.#attempt - 1)) === 0) {
-      this.#options.log(`no connection to ${this.#url} (${why}); trying again`, { level: 'warn' });
+      this.#options.log(`no connection to ${this.#servers.url} (${why}); trying again`, {
+        level: 'warn',
+      });
     }
     this.#timer = setTimeout(() => this.#connect(), pause);
   }
 
-  /** Whom else to ask, the next one first. */
-  #others(): string[] {
-    const all = [...new Set([...this.#named, ...this.#told, this.#url])];
-    const at = all.indexOf(this.#url);
-    return [...all.slice(at + 1), ...all.slice(0, at)];
-  }
-
-  #startBeats(connection: Connection): void {
-    if (this.#heartbeat) clearInterval(this.#heartbeat);
-    this.#lastBeat = this.#now();
-    this.#heartbeat = setInterval(() => this.#beat(connection), this.#patience().beatMs);
-  }
-
   /** How long a server that stands still is waited for: less where there is another one. */
-  #patience(): { beatMs: number; silenceMs: number; handshakeMs: number } {
-    if (this.#others().length === 0) {
+  #patience(): Patience & { handshakeMs: number } {
+    if (this.#servers.others.length === 0) {
       const { heartbeatMs: beatMs, silenceMs } = LIMITS;
       return { beatMs, silenceMs, handshakeMs: HANDSHAKE_MS };
     }
     const { standbyBeatMs: beatMs, standbySilenceMs: silenceMs } = LIMITS;
     return { beatMs, silenceMs, handshakeMs: silenceMs };
-  }
-
-  #beat(connection: Connection): void {
-    const now = this.#now();
-    const { beatMs, silenceMs } = this.#patience();
-    // A computation held the process up: what has arrived meanwhile has not been read yet.
-    const held = now - this.#lastBeat > 2 * beatMs;
-    this.#lastBeat = now;
-    if (held) this.#lastSeen = now;
-    this.#links?.beat(held);
-    if (now - this.#lastSeen > silenceMs) connection.terminate();
-    else connection.ping();
   }
 }
 
@@ -778,47 +669,4 @@ export class Client {
 function drawIncarnation(): string {
   const [high, low] = crypto.getRandomValues(new Uint32Array(2));
   return [high!, low!].map((half) => half.toString(16).padStart(8, '0')).join('');
-}
-
-/** The address of a standby, as seen by who has reached the primary at `url`. */
-function besideOf(url: string, { host, port }: ServerAddress): string {
-  const beside = new URL(url);
-  if (host !== null) beside.hostname = host.includes(':') ? `[${host}]` : host;
-  beside.port = String(port);
-  return beside.href;
-}
-
-function releaseAll({ payloads }: Unacknowledged): void {
-  for (const payload of payloads) payload.release();
-}
-
-/** What the answer to the handshake says; null: try again. */
-function refusalOfStatus(status: number | null, url: string): DownpourError | null {
-  if (status === 401 || status === 403) {
-    return new DownpourError(
-      'DP_UNAUTHORIZED',
-      `the server at ${url} refuses this worker's token: set DOWNPOUR_TOKEN or --token as on the server`,
-    );
-  }
-  if (status === 426 || status === 400) {
-    return new DownpourError(
-      'DP_PROTOCOL_VERSION',
-      `the server at ${url} answers HTTP status ${status}: is it a Downpour server of this release?`,
-    );
-  }
-  return null;
-}
-
-/** What a close code says when no error message came before it; null: try again. */
-function refusalOf(close: number, reason: string): DownpourError | null {
-  if (reason in ERRORS) {
-    return new DownpourError(reason as ErrorCode, `the server closed the connection: ${reason}`);
-  }
-  if (close === 4401) {
-    return new DownpourError('DP_UNAUTHORIZED', "the server refuses this worker's token");
-  }
-  if (close === 1009) {
-    return new DownpourError('DP_FRAME_TOO_LARGE', `the server closed the connection: ${reason}`);
-  }
-  return null;
 }

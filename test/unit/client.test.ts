@@ -4,7 +4,8 @@ import type { AddressInfo } from 'node:net';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type WebSocket, WebSocketServer } from 'ws';
 import { bytesOf, decodeFrame, encodeFrame, encodeHeader, floatsOf } from '../../shared/codec.ts';
-import { BACKOFF, backoffMs, Client, type ClientOptions, socketUrl } from '../../worker/client.ts';
+import { Client, type ClientOptions } from '../../worker/client.ts';
+import { BACKOFF, backoffMs, socketUrl } from '../../worker/servers.ts';
 
 const HELLO = {
   worker: 'w1',
