@@ -58,6 +58,7 @@ export function scaledTrials(trials: readonly Trial[]): ScaledRun[] {
         ...{ workers: Number(point.workers), mode: String(point.mode), seed: config.seed },
         ...{ phase: end.kind === 'failed' ? 'failed' : phase, reason: end.reason },
         ...{ step, seconds, evaluations, test, staleness, used, serverBusy: null },
+        updatesPerSecond: curve?.updatesPerSecond,
       },
     ];
   });

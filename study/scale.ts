@@ -22,6 +22,8 @@ export interface ScaledRun {
   /** The evaluations of the validation part, oldest first. */
   readonly evaluations: readonly Evaluation[];
   readonly test: Evaluation | null;
+  /** As `trainingRate` has it; absent: not known, and those of all its time count. */
+  readonly updatesPerSecond?: number | undefined;
   /** [i]: pushes applied with staleness i. */
   readonly staleness: readonly number[];
   /** Share of the gradients computed; null: not known. */
@@ -111,6 +113,10 @@ export function secondsTo(run: ScaledRun, metric: 'error' | 'loss', target: numb
   return valuesOf(run, metric).find(({ value }) => value <= target)?.seconds ?? null;
 }
 
+/** Updates a second while it trained. */
+export const updateRateOf = ({ updatesPerSecond, step, seconds }: ScaledRun): number =>
+  updatesPerSecond ?? (seconds > 0 ? step / seconds : 0);
+
 /** Above what the fewest workers reach. */
 const TARGET_ABOVE = 1.1;
 
@@ -162,7 +168,7 @@ function scaleRows(
       difference: difference(own),
       seconds: meanOf(own.map(({ seconds }) => seconds)),
       secondsToTarget: reached === own.length ? known(times) : null,
-      updatesPerSecond: meanOf(own.map(({ step, seconds }) => (seconds > 0 ? step / seconds : 0))),
+      updatesPerSecond: meanOf(own.map(updateRateOf)),
       staleness: stalenessFacts(Array.from(counts, (count) => count ?? 0)),
       ...{ used: shares('used'), serverBusy: shares('serverBusy') },
       failed: own.filter(({ phase }) => phase === 'failed').map(({ reason }) => reason),

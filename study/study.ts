@@ -8,6 +8,7 @@ import type { RestClient } from '../shared/rest-client.ts';
 import type { Point } from '../shared/space.ts';
 import { canonical, openRecord } from './record.ts';
 import { mustShareData } from './same-data.ts';
+import { trainingRate } from './training-rate.ts';
 
 /**
  * A study: runs on a server that share its workers, conducted by REST alone. What each trial is
@@ -35,6 +36,8 @@ export interface TrainingCurve {
   /** The loss of each minibatch. */
   readonly loss: readonly (number | null)[];
   readonly staleness: readonly number[];
+  /** As `trainingRate` has it; absent: too few updates, or of an older release. */
+  readonly updatesPerSecond?: number;
 }
 
 export interface TrialEnd {
@@ -301,7 +304,9 @@ class Conductor {
       const { evaluations, training } = await this.#patiently(() => client.metrics(trial.id));
       if (isEnded && this.#options.keepCurves) {
         const { learningRate, staleness, minibatchLoss: loss } = training;
+        const rate = trainingRate(training)?.updatesPerSecond;
         trial.curve = { learningRate, loss, staleness };
+        if (rate !== undefined) trial.curve = { ...trial.curve, updatesPerSecond: rate };
       }
       // What follows early stopping (a refit) is no part of the contest.
       const stoppedAt = run.earlyStopping.stoppedAt ?? Infinity;

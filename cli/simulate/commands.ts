@@ -149,9 +149,11 @@ server's own code applies it. Only time is virtual: the clock jumps from one eve
 as long as one worker would take for the same updates, for any number of workers. The same seeds give the same result to
 the bit on one machine and engine. A simulation does not know caches, TCP or other users of a machine.
 
---from uses the compute times that a real run has recorded, and the time that its rounds took in addition. It predicts
-updates a second, staleness and time for other numbers of workers, and shows the error of the prediction for that run and
-for the runs of --against. If the workers share a machine with C cores, add --cores C: more workers then slow each other down.
+Updates a second leave out the first tenth of the updates, in which processes warm up, and the evaluation of the end.
+
+--from uses the compute times that a real run has recorded, the time that its rounds took in addition, its warm-up and the
+time of its last evaluation. It predicts updates a second, staleness and time for other numbers of workers, and shows the
+error of the prediction for that run and for the runs of --against. If the workers share a machine with C cores, add --cores C: more workers then slow each other down.
 
 Laws of compute times (--compute); the first number is the mean in ms:
 ${LAWS_HELP}

@@ -1,4 +1,5 @@
 import type { ScaledRun } from '../../study/scale.ts';
+import { trainingRate } from '../../study/training-rate.ts';
 import { print } from '../options.ts';
 import {
   bar,
@@ -61,13 +62,16 @@ export async function conductSimulations(options: ConductOptions): Promise<Scale
   return runs;
 }
 
-function scaledRun(arm: Arm, outcome: VirtualOutcome): ScaledRun {
+/** What a simulation tells, as a real run does. */
+export function scaledRun(arm: Arm, outcome: VirtualOutcome): ScaledRun {
   const { server, nowMs, staleness, applied, unused, serverBusy } = outcome;
   const { phase, reason, step, test } = server.summary(nowMs);
-  const evaluations = server.metrics().evaluations.filter(({ part }) => part === 'validation');
+  const { training, evaluations: all } = server.metrics();
+  const evaluations = all.filter(({ part }) => part === 'validation');
   return {
     ...{ ...arm, phase: server.over ? phase : 'unfinished', reason, step, test, evaluations },
     ...{ seconds: nowMs / 1_000, staleness, serverBusy },
+    updatesPerSecond: trainingRate(training)?.updatesPerSecond,
     used: applied + unused === 0 ? null : applied / (applied + unused),
   };
 }

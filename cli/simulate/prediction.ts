@@ -2,9 +2,11 @@ import type { RunConfig } from '../../shared/config.ts';
 import { isInRounds } from '../../shared/consistency.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { exchangeSteps, localOf } from '../../shared/local-steps.ts';
+import type { Metrics } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
-import { type ScaledRun, secondsTo, stalenessFacts } from '../../study/scale.ts';
+import { type ScaledRun, secondsTo, stalenessFacts, updateRateOf } from '../../study/scale.ts';
 import { meanOf } from '../../study/statistics.ts';
+import { trainingRate } from '../../study/training-rate.ts';
 import { type ComputeLaw, tracedLaw } from './laws.ts';
 import { type Network, NO_NETWORK } from './world.ts';
 
@@ -17,6 +19,12 @@ export interface Recorded extends ScaledRun {
   /** Compute times of a minibatch, of a sample of its pushes, as the workers measured them, ms. */
   readonly computeMs: readonly number[];
   readonly updatesPerSecond: number;
+  /** What its workers needed before they were as fast as later, all of them together on the clock, ms. */
+  readonly warmUpMs: number;
+  /** The evaluation of the end, for which nobody else worked, ms; null: not known. */
+  readonly evaluationMs: number | null;
+  /** Share of the time of a worker that the evaluations took while updates were counted. */
+  readonly evaluating: number;
   /** Minibatches that an update is made of, on average. */
   readonly minibatchesPerUpdate: number;
   readonly stalenessMean: number;
@@ -31,9 +39,16 @@ export async function readRecorded(
   run: string,
 ): Promise<Recorded> {
   const detail = await client.run(run);
-  const { training, evaluations, stalenessHistogram } = await client.metrics(run);
-  const computeMs = (training.computeMs ?? []).filter((ms): ms is number => ms !== null && ms > 0);
-  if (computeMs.length < PUSHES_MIN) {
+  const { training, evaluations: all, stalenessHistogram } = await client.metrics(run);
+  const evaluations = all.filter(({ part }) => part === 'validation');
+  const rate = trainingRate(training);
+  const known = (times: readonly (number | null)[]) =>
+    times.filter((ms): ms is number => ms !== null && ms > 0);
+  const taken = training.computeMs ?? [];
+  // Those of cold processes are no part of the law, unless there are no others.
+  const warm = known(taken.slice(rate?.from ?? 0));
+  const computeMs = warm.length < PUSHES_MIN ? known(taken) : warm;
+  if (!rate || computeMs.length < PUSHES_MIN) {
     throw new DownpourError(
       'DP_USAGE',
       `run ${run} has compute times of ${computeMs.length} pushes; at least ${PUSHES_MIN} are needed: train for longer, or again where it is of an older release, which kept none`,
@@ -51,21 +66,42 @@ export async function readRecorded(
     ? pushesPerUpdate + sparesOf(detail.config)
     : 1 + facts.mean * pushesPerUpdate;
   const workers = workersMin === workersMax ? workersMin : Math.max(1, Math.round(likely));
-  const seconds = training.seconds.at(-1)! - training.seconds[0]!;
+  const { updatesPerSecond, from, seconds } = rate;
+  const [warmStep, warmSeconds] = [training.step[from]!, training.seconds[from]!];
+  const evaluationMs = lastEvaluationMs(training, evaluations, detail.step);
+  const meanwhile = evaluations.filter(({ step }) => step >= warmStep && step < last).length;
   return {
     ...{ run, config: detail.config, computeMs, workers, mode: 'real', seed: detail.config.seed },
-    updatesPerSecond: (last - first) / Math.max(seconds, 1e-9),
-    minibatchesPerUpdate,
+    ...{ updatesPerSecond, minibatchesPerUpdate, evaluationMs },
+    warmUpMs: Math.max(0, 1_000 * (warmSeconds - warmStep / updatesPerSecond)),
+    evaluating: (meanwhile * (evaluationMs ?? 0)) / (1_000 * seconds),
     stalenessMean: facts.mean,
     ...{ phase: detail.phase, reason: detail.reason, step: detail.step, seconds: detail.seconds },
-    evaluations: evaluations.filter(({ part }) => part === 'validation'),
-    ...{ test: detail.test, staleness: stalenessHistogram, used: null, serverBusy: null },
+    ...{ evaluations, test: detail.test, staleness: stalenessHistogram },
+    ...{ used: null, serverBusy: null },
   };
+}
+
+/** From the last update to the result of its evaluation, ms; null: not the update or not its evaluation is known. */
+function lastEvaluationMs(
+  { step, seconds }: Metrics['training'],
+  evaluations: Metrics['evaluations'],
+  steps: number,
+): number | null {
+  const evaluation = evaluations.at(-1);
+  // The points of a long curve are every second, fourth, … update.
+  const isLast = steps - step.at(-1)! < step.at(-1)! - step.at(-2)!;
+  if (!isLast || evaluation?.step !== steps) return null;
+  return Math.max(0, 1_000 * (evaluation.seconds - seconds.at(-1)!));
 }
 
 export interface FittedWorld {
   readonly compute: ComputeLaw;
   readonly network: Network;
+  /** What each worker needs of it, CPU ms. */
+  readonly warmUpMs: number;
+  /** Absent: not known. */
+  readonly evaluationMs?: number;
 }
 
 /** Workers that an update in rounds does not wait for. */
@@ -84,28 +120,34 @@ function minibatchesPerPush(config: RunConfig): number {
  * The law of its compute times is the times themselves. What a worker's round takes beyond them (server, network,
  * waiting for the next turn) is latency; in rounds, what a worker waits for others is none, since they wait in the simulation
  * too. With local steps there is one such round for several minibatches. Where all workers share a machine that they keep busy, a gradient costs what its cores give meanwhile, whoever
- * uses it, and compute times on the clock are those of workers in each other's way.
+ * uses it, and compute times on the clock are those of workers in each other's way. Evaluations take a worker, or a core, from
+ * the gradients. What the first updates took beyond the others is the warm-up of each worker.
  * @param cores that they share; absent: each has its own.
  */
 export function fitWorld(recorded: Recorded, cores?: number): FittedWorld {
   const { run, workers, computeMs, updatesPerSecond, minibatchesPerUpdate, config } = recorded;
+  const { evaluating, evaluationMs } = recorded;
   const minibatchesPerSecond = updatesPerSecond * minibatchesPerUpdate;
   const count = minibatchesPerPush(config);
   const inRounds = isInRounds(config.consistency);
   const roundMs = inRounds
     ? 1_000 / updatesPerSecond
-    : (1_000 * workers * count) / minibatchesPerSecond;
+    : (1_000 * (workers - evaluating) * count) / minibatchesPerSecond;
   const mean = meanOf(computeMs);
   const isBusy = cores !== undefined && workers >= cores;
   const demandMs = isBusy
-    ? (1_000 * cores) / minibatchesPerSecond
+    ? (1_000 * (cores - evaluating)) / minibatchesPerSecond
     : Math.min(mean, roundMs / count);
   const quorum = config.consistency.quorum ?? workers - sparesOf(config);
   // Times of several minibatches in a row part by the root of their number.
   const later = inRounds ? orderStatistic(computeMs, workers, quorum) - mean : 0;
   const lastMs = inRounds ? count * mean + Math.sqrt(count) * later : count * demandMs;
   const scale = demandMs / mean;
+  // The first pushes of all come one round late anyhow, and on average half of it.
+  const lateMs = Math.max(0, recorded.warmUpMs - roundMs / 2);
   return {
+    warmUpMs: isBusy ? (lateMs * cores) / workers : lateMs,
+    ...(evaluationMs === null ? {} : { evaluationMs }),
     compute: tracedLaw(`of run ${run} (${demandMs.toPrecision(3)} on average)`, [
       computeMs.map((ms) => scale * ms),
     ]),
@@ -149,7 +191,8 @@ export function predictionErrors(
   predicted: readonly ScaledRun[],
   { metric, target }: { readonly metric: 'error' | 'loss'; readonly target: number | null },
 ): PredictionError[] {
-  return real.flatMap((seen) => {
+  const once = new Map(real.map((seen) => [seen.run, seen]));
+  return [...once.values()].flatMap((seen) => {
     const own = predicted.filter(({ workers }) => workers === seen.workers);
     if (own.length === 0) return [];
     const { run, workers } = seen;
@@ -157,7 +200,7 @@ export function predictionErrors(
       const mean = meanOf(values);
       return { run, workers, what, measured, predicted: mean, error: (mean - measured) / over };
     };
-    const speeds = own.map(({ step, seconds }) => step / seconds);
+    const speeds = own.map(updateRateOf);
     const stale = own.map(({ staleness }) => stalenessFacts(staleness)?.mean ?? 0);
     const errors = [
       told('updates/s', seen.updatesPerSecond, speeds),

@@ -201,7 +201,8 @@ async function readAll(options: SimulateOptions): Promise<Recorded[]> {
   const server = await openUsedServer({ ...options, run: from });
   try {
     const recorded: Recorded[] = [];
-    for (const run of [from, ...against]) recorded.push(await readRecorded(server.client, run));
+    for (const run of new Set([from, ...against]))
+      recorded.push(await readRecorded(server.client, run));
     return recorded;
   } finally {
     await server.close();
@@ -262,6 +263,8 @@ function worldOf(options: WorldOptions, fitted: FittedWorld | null = null) {
     ...(cores === undefined ? {} : { cores }),
     ...(options.failures === undefined ? {} : { failures: parseFailures(options.failures) }),
     ...(options.change === undefined ? {} : { changes: parseChanges(options.change) }),
+    ...(fitted && { warmUpMs: fitted.warmUpMs }),
+    ...(fitted?.evaluationMs !== undefined && { evaluationMs: fitted.evaluationMs }),
     ...(evaluation === undefined ? {} : { evaluationMs: evaluation }),
   };
 }

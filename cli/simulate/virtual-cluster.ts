@@ -59,6 +59,8 @@ export interface VirtualClusterOptions {
   readonly serviceMs?: number;
   /** All workers share so many; absent: each has one of its own. */
   readonly cores?: number;
+  /** What the first gradient of a process takes beyond the others, ms. */
+  readonly warmUpMs?: number;
   /** How long an evaluation takes, ms. */
   readonly evaluationMs?: number;
   readonly failures?: Failures;
@@ -121,6 +123,8 @@ interface VirtualWorker {
   generation: number;
   /** Generation of those that it goes on from by fragments; -1: it has none. */
   base: number;
+  /** It has computed a gradient. */
+  isWarm: boolean;
   state: 'here' | 'away' | 'gone';
   computingMs: number;
   joinedMs: number;
@@ -301,6 +305,7 @@ class VirtualCluster {
           sequence: 0,
           generation: 0,
           base: -1,
+          isWarm: false,
           state: 'here',
           computingMs: 0,
           joinedMs: this.#nowMs,
@@ -331,6 +336,7 @@ class VirtualCluster {
     worker.compressor = null;
     worker.local = null;
     worker.base = -1;
+    worker.isWarm = false;
     this.#idle.delete(worker);
   }
 
@@ -432,7 +438,9 @@ class VirtualCluster {
     const computed = local
       ? await this.#takesSteps(worker, work, local)
       : await this.#gradientOf(worker, work);
-    const { loss, payload, computeMs } = computed;
+    const { loss, payload } = computed;
+    const computeMs = computed.computeMs + (worker.isWarm ? 0 : (this.#options.warmUpMs ?? 0));
+    worker.isWarm = true;
     this.#computed++;
     const fragment = local?.fragment;
     const { bytes, encoding, settle } = this.#encoded(worker, payload, lease, fragment);

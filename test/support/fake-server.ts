@@ -181,7 +181,7 @@ function trainingOf({ config }: FakeRun) {
   const factor = schedule.kind === 'rising' ? schedule.factor : 1;
   const learningRate = steps.map((at) => low * factor ** at);
   return {
-    learningRate,
+    ...{ learningRate, step: steps.map((_, i) => i + 1), seconds: steps },
     minibatchLoss: learningRate.map((rate, i) => 2 - steps[i]! + 10 * rate ** 2),
     staleness: steps.map(() => 0),
   };

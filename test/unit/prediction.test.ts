@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { scaledRun } from '../../cli/simulate/conduct.ts';
 import { parseLaw } from '../../cli/simulate/laws.ts';
 import {
   errorsText,
@@ -56,10 +57,8 @@ const told = (
   metrics: async () => server.metrics(),
 });
 
-const asRun = (workers: number, { server, nowMs, staleness }: VirtualOutcome): ScaledRun => ({
-  ...{ workers, mode: 'auto', seed: 1, phase: 'finished', reason: '', evaluations: [], test: null },
-  ...{ step: server.step, seconds: nowMs / 1_000, staleness, used: null, serverBusy: null },
-});
+const asRun = (workers: number, outcome: VirtualOutcome): ScaledRun =>
+  scaledRun({ workers, mode: 'auto', seed: 1 }, outcome);
 
 test.each([
   ['async', ASYNC, 3],
@@ -138,19 +137,58 @@ test.each([
   expect(Math.abs(speed!.error)).toBeLessThan(0.1);
 });
 
+test.each([
+  ['a machine each', undefined],
+  ['two cores for all of them', 2],
+])(
+  'a run with slow evaluations and cold processes predicts itself, and 16 workers: %s',
+  async (_, cores) => {
+    const own = cores === undefined ? {} : { cores };
+    // Each takes as long as a tenth of the run, the first gradients as long as 40 others.
+    const world = { ...own, evaluationMs: 6_000 / (cores ?? 1), warmUpMs: 1_600 };
+    const more = { evaluateEverySteps: UPDATES / 3 };
+    const run = (workers: number, inside: Partial<VirtualClusterOptions>) =>
+      simulate(workers, inside, ASYNC, UPDATES, more);
+    const seen = await run(4, world);
+    const recorded = await readRecorded(told(seen), 'seen');
+    const fitted = { ...fitWorld(recorded, cores), ...own };
+    expect(fitted.evaluationMs! / world.evaluationMs).toBeCloseTo(1, 1);
+    expect(fitted.warmUpMs / world.warmUpMs).toBeCloseTo(1, 0);
+    const real = [recorded, await readRecorded(told(await run(16, world)), 'other')];
+    const predicted = [await run(4, fitted), await run(16, fitted)];
+    const target = real[0]!.evaluations[1]!.loss!;
+    const errors = predictionErrors(
+      real,
+      predicted.map((outcome, i) => asRun([4, 16][i]!, outcome)),
+      { metric: 'loss', target },
+    );
+    expect(errors.map(({ what }) => what).slice(0, 3)).toEqual([
+      ...['updates/s', 'staleness', 'seconds to the target'],
+    ]);
+    for (const { error } of errors) expect(Math.abs(error)).toBeLessThan(0.1);
+    // The fitted run itself: what is compared is the same on both sides.
+    for (const { error } of errors.slice(0, 3)) expect(Math.abs(error)).toBeLessThan(0.05);
+  },
+);
+
+test('a run that is fitted to and compared with is told of once', async () => {
+  const recorded = await readRecorded(told(await simulate(4, {})), 'seen');
+  const again = { ...recorded };
+  const errors = predictionErrors([recorded, again], [recorded], { metric: 'error', target: null });
+  expect(errors.map(({ what }) => what)).toEqual(['updates/s', 'staleness']);
+});
+
 test('the error of a prediction is said with both numbers', () => {
-  const seen = {
-    ...asRun(4, { server: { step: 100 }, nowMs: 10_000, staleness: [0, 0, 0, 5] } as never),
-    ...{
-      run: 'r',
-      config: resolveConfig({}),
-      computeMs: [],
-      updatesPerSecond: 8,
-      minibatchesPerUpdate: 1,
-      stalenessMean: 3,
-    },
-  } as Recorded;
-  const errors = predictionErrors([seen], [seen], { metric: 'error', target: null });
+  const own: ScaledRun = {
+    ...{ workers: 4, mode: 'auto', seed: 1, phase: 'finished', reason: '', evaluations: [] },
+    ...{ step: 100, seconds: 12, updatesPerSecond: 10, staleness: [0, 0, 0, 5], test: null },
+    ...{ used: null, serverBusy: null },
+  };
+  const seen: Recorded = {
+    ...{ ...own, run: 'r', config: resolveConfig({}), computeMs: [], updatesPerSecond: 8 },
+    ...{ minibatchesPerUpdate: 1, stalenessMean: 3, warmUpMs: 0, evaluationMs: 0, evaluating: 0 },
+  };
+  const errors = predictionErrors([seen], [own], { metric: 'error', target: null });
   expect(errorsText(errors, 'r')).toBe(
     'Run r, which it was fitted to, 4 workers: updates/s 10 predicted, 8 seen (+25.0 %); staleness 3 predicted, 3 seen (+0.0 %).',
   );
