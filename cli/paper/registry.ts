@@ -7,6 +7,7 @@ import { laws } from './results/laws.ts';
 import { manyWorkers } from './results/many-workers.ts';
 import { momentum } from './results/momentum.ts';
 import { ringmaster } from './results/ringmaster.ts';
+import { sparseloco } from './results/sparseloco.ts';
 import { ssp } from './results/ssp.ts';
 import { stability } from './results/stability.ts';
 import { staleness } from './results/staleness.ts';
@@ -22,6 +23,7 @@ export const RESULTS: readonly Result[] = [
   laws,
   easgd,
   diloco,
+  sparseloco,
   ssp,
   backup,
   ringmaster,

@@ -30,3 +30,17 @@ test('asynchronous workers take the time of their mean, synchronous ones that of
   expect(time('synchronous, outer momentum') / 444).toBeCloseTo(1, 0);
   expect(time('asynchronous, DN')).toBeLessThan(time('synchronous, outer momentum') / 2.5);
 });
+
+test('the largest 1/64 of each push is a thirtieth of the bytes, and outer momentum helps whole ones', async () => {
+  const { runs } = await repeat('sparseloco');
+  const of = (start: string) => runs.find(({ arm }) => String(arm).startsWith(start))!;
+  const [diloco, means, fading] = [
+    of('all, outer momentum'),
+    of('all, no'),
+    of('topk, the error f'),
+  ];
+  expect(Number(diloco.pushedBytes) / Number(fading.pushedBytes)).toBeCloseTo(32, 0);
+  // 88.6 against 82.8 %, and 72 % with the rate of whole pushes.
+  expect(Number(diloco.accuracy)).toBeGreaterThan(Number(means.accuracy) + 2);
+  expect(Number(fading.accuracy)).toBeGreaterThan(50);
+});
