@@ -15,6 +15,7 @@ import {
 } from './run/calls.ts';
 import { mustBeTestable } from './run/evaluations.ts';
 import { frozenOf, takePlaces } from './run/groups.ts';
+import { takeBack } from './run/handed.ts';
 import { isBelievable, learnLost, recallLost } from './run/lives.ts';
 import { openCheckpoint, openFork, openNew, openReplica } from './run/open.ts';
 import { Phases } from './run/phases.ts';
@@ -107,7 +108,9 @@ export class Run extends RunView {
         postpone(this.inside, call.ms);
         break;
       case 'tick':
-        if (tick(this.inside, call.now)) this.#wake();
+        if (tick(this.inside, call.now, (text) => this.#events.push({ kind: 'late', text }))) {
+          this.#wake();
+        }
         this.#steps.look(call.now);
         break;
       case 'initialised':
@@ -212,7 +215,7 @@ export class Run extends RunView {
       values = vector.readInitial(payload, worker, others);
     } catch (error) {
       // Another one is asked for them, one that waits.
-      fields.grant.worker = null;
+      takeBack(fields.grant);
       this.#wake();
       throw error;
     }

@@ -76,6 +76,8 @@ export class Consequences {
       keeper.onRollback(run);
     } else if (event.kind === 'correction') {
       log(`run ${run.id}: ${event.text}`, { run: run.id, step: run.step });
+    } else if (event.kind === 'late') {
+      log(`run ${run.id}: ${event.text}`, { level: 'warn', run: run.id, step: run.step });
     } else if (event.kind === 'lost') {
       const { steps, restored } = event;
       log(

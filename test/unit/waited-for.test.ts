@@ -91,6 +91,45 @@ class Cluster {
     };
   }
 
+  /** What the silent worker was asked for when it hung. */
+  asked: { readonly id: number; readonly examples: number; readonly at: number } | null = null;
+
+  /** All train until the silent one is asked for an evaluation of this part, which it does not answer. */
+  hangsWith(wanted: 'validation' | 'train' | 'test'): void {
+    const { run, silent, others } = this;
+    const isDue = () =>
+      run.state(this.now).evaluationDue || ['measuring', 'testing'].includes(run.phase);
+    for (let i = 0; i < 4_000 && !this.asked; i++) {
+      this.now += 250;
+      if (isDue()) this.#evaluates(wanted);
+      for (const worker of [silent, ...others]) {
+        if (!isDue() && !this.#waiting.has(worker)) this.#act(worker);
+      }
+    }
+    if (!this.asked) throw new Error(`no evaluation of ${wanted}: ${run.phase}`);
+    run.takeEvents();
+  }
+
+  /** Those of another part than the wanted one it answers, the second one so badly that training stops. */
+  #evaluates(wanted: 'validation' | 'train' | 'test'): void {
+    const { run, silent, now } = this;
+    const work = run.call({ call: 'assign', worker: silent.key, ahead: 2, now });
+    if (work.kind !== 'work' || !work.evaluation) throw new Error(`no evaluation: ${work.kind}`);
+    const { id, part } = work.evaluation;
+    const { trainCount: train, validationCount: validation, testCount: test } = problem.summary;
+    const examples = { train, validation, test, trainAndValidation: train + validation }[part];
+    this.asked = part === wanted ? { id, examples, at: now } : null;
+    if (!this.asked) {
+      const loss = run.metrics().evaluations.length === 0 ? 0.5 : WORSE;
+      const result = {
+        ...({ type: 'evaluated', run: 'r', evaluation: id, loss, error: loss } as const),
+        ...{ examples, metrics: {} },
+      };
+      run.call({ call: 'evaluated', worker: silent.key, result, now });
+    }
+    this.hear();
+  }
+
   /** The others leave, as they do when a run is stopped, and others come. */
   replaceOthers(): void {
     for (const { key } of this.others) this.run.call({ call: 'leave', worker: key });
@@ -220,4 +259,92 @@ describe.each(MODES.map((mode) => [mode] as const))('%j: a worker is silent when
       expect(cluster.together(() => run.over || appliedOf(run, key) > before, 20)).toBe(true);
     },
   );
+});
+
+/** A worker that is asked for something, and whose computation hangs: it answers pings, and nothing else. */
+describe.each(MODES.map((mode) => [mode] as const))('%j: a worker hangs', (mode) => {
+  const clusterOf = (config: PartialConfig = {}) => new Cluster({ ...config, consistency: mode });
+  /** What a minibatch takes virtual workers, as they say. */
+  const COMPUTE_MS = 1;
+
+  test.each([
+    ['validation', {}],
+    ['the target of `continue`', stops('continue')],
+    ['the test part', { testAtEnd: true, epochsMax: 1 }],
+  ] as const)('with an evaluation: %s', (what, config) => {
+    const cluster = clusterOf(config);
+    if (what !== 'validation') cluster.hangsWith(what.includes('test') ? 'test' : 'train');
+    else cluster.hangsWith('validation');
+    const { run, silent, asked } = cluster;
+    const { examples, id } = asked!;
+    const others = () => cluster.others.map(({ key }) => run.workerTally(key).evaluating);
+    // Ten times what gradients of as many examples take, and the time of a lease.
+    const minibatches = Math.ceil(examples / run.config.minibatchSize);
+    const allowedMs = 1_000 * LEASE_SECONDS + 10 * COMPUTE_MS * minibatches;
+    const until = (ms: number) => {
+      cluster.now = ms;
+      run.call({ call: 'tick', now: ms });
+      const events = run.takeEvents();
+      for (const { key } of cluster.others) {
+        run.call({ call: 'assign', worker: key, ahead: 1, now: ms });
+      }
+      return events;
+    };
+    until(asked!.at + allowedMs - 1);
+    expect(others()).toEqual([false, false]);
+    expect(run.workerTally(silent.key).evaluating).toBe(true);
+    const events = until(asked!.at + allowedMs);
+    expect(others()).toEqual([true, false]);
+    expect(events).toContainEqual({
+      kind: 'late',
+      text: expect.stringMatching(/^worker s\/1 is connected, but has not sent the evaluation of/),
+    });
+    // It is not asked again while there are others, and what it answers in the end is used once.
+    expect(
+      run.call({ call: 'assign', worker: silent.key, ahead: 1, now: cluster.now }),
+    ).not.toEqual(expect.objectContaining({ evaluation: { id, part: expect.anything() } }));
+    const result = {
+      ...({ type: 'evaluated', run: 'r', evaluation: id, loss: 0.5, error: 0.5 } as const),
+      ...{ examples, metrics: {} },
+    };
+    const answer = (worker: string) =>
+      run.call({ call: 'evaluated', worker, result, now: cluster.now });
+    expect(answer('stranger/1')).toBe(false);
+    expect(answer(silent.key)).toBe(true);
+    expect(answer(cluster.others[0]!.key)).toBe(false);
+  });
+
+  test('with the initial parameters', () => {
+    const run = createRun({ consistency: mode, leaseSeconds: LEASE_SECONDS });
+    const [silent, other] = ['s/1', 'a/1'].map((key) => new VirtualWorker(run, problem, key));
+    const asks = (key: string, now: number) =>
+      run.call({ call: 'assign', worker: key, ahead: 1, now }).kind;
+    expect(asks(silent!.key, 0)).toBe('initialise');
+    const allowedMs = 10_000 * LEASE_SECONDS;
+    run.call({ call: 'tick', now: allowedMs - 1 });
+    expect(asks(other!.key, allowedMs - 1)).toBe('wait');
+    run.call({ call: 'tick', now: allowedMs });
+    expect(run.takeEvents().map(({ kind }) => kind)).toEqual(
+      expect.arrayContaining(['late', 'wake']),
+    );
+    expect(asks(silent!.key, allowedMs)).toBe('wait');
+    expect(other!.pull(allowedMs)).toBe(true);
+    expect(run.phase).toBe('training');
+  });
+
+  test('one that is alone and only slow is waited for twice as long each time', () => {
+    const run = createRun({ consistency: mode, leaseSeconds: LEASE_SECONDS });
+    const { key } = new VirtualWorker(run, problem, 's/1');
+    const asks = (now: number) => run.call({ call: 'assign', worker: key, ahead: 1, now }).kind;
+    let now = 0;
+    for (const times of [1, 2, 2]) {
+      expect(asks(now)).toBe('initialise');
+      run.takeEvents();
+      now += times * 10_000 * LEASE_SECONDS;
+      run.call({ call: 'tick', now: now - 1 });
+      expect(run.takeEvents()).toEqual([]);
+      run.call({ call: 'tick', now });
+      expect(run.takeEvents()).toContainEqual({ kind: 'wake' });
+    }
+  });
 });

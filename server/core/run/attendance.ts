@@ -3,6 +3,7 @@ import type { Observed } from '../../../shared/observed.ts';
 import { isOver } from '../../../shared/phases.ts';
 import { checkAgreement, type Joining } from '../agreement.ts';
 import { giveBack } from './evaluations.ts';
+import { evaluationMsMax, handOut, takeBack, takeLate } from './handed.ts';
 import { type RunFields, type RunInternals, secondsOf } from './state.ts';
 
 /** Workers come and go, and what they have is taken back in time. Where others may have work then, it is told. */
@@ -21,7 +22,8 @@ export function mustAgree({ options, fields, components }: RunInternals, worker:
 }
 
 /** It is here, perhaps again. @param now see `RunCall`. */
-export function attend({ fields, components }: RunInternals, worker: string, now: number): void {
+export function attend(inside: RunInternals, worker: string, now: number): void {
+  const { fields, components } = inside;
   const record = components.roster.of(worker);
   record.attached = true;
   record.generation = -1;
@@ -29,7 +31,9 @@ export function attend({ fields, components }: RunInternals, worker: string, now
   components.mode?.arrived(worker);
   components.leases?.extend(worker, now);
   const { evaluation } = fields;
-  if (evaluation?.worker === worker) evaluation.deadline = null;
+  if (evaluation?.worker !== worker) return;
+  evaluation.deadline = null;
+  handOut(evaluation, worker, now, () => evaluationMsMax(inside, worker, evaluation.part));
 }
 
 /** @returns whether others may have work. */
@@ -40,7 +44,9 @@ export function detach({ fields, components }: RunInternals, worker: string, now
   components.correction.departed(worker, now);
   components.mode?.departed(worker, now);
   components.leases?.hasten(worker, now + GRACE_MS);
-  if (evaluation?.worker === worker) evaluation.deadline = now + GRACE_MS;
+  if (evaluation?.worker === worker && evaluation.deadline !== null) {
+    evaluation.deadline = Math.min(evaluation.deadline, now + GRACE_MS);
+  }
   return takeGrant(fields, worker);
 }
 
@@ -58,7 +64,7 @@ export function leave({ fields, components }: RunInternals, worker: string): boo
 /** Another one may make the initial parameters. @returns whether this one was asked for them. */
 function takeGrant({ grant }: RunFields, worker: string): boolean {
   if (grant?.worker !== worker) return false;
-  grant.worker = null;
+  takeBack(grant);
   return true;
 }
 
@@ -66,20 +72,33 @@ function takeGrant({ grant }: RunFields, worker: string): boolean {
 export function postpone({ fields, components }: RunInternals, ms: number): void {
   components.leases?.postpone(ms);
   components.mode?.postpone(ms);
-  if (fields.evaluation?.deadline != null) fields.evaluation.deadline += ms;
+  for (const task of [fields.evaluation, fields.grant]) {
+    if (task?.deadline != null) task.deadline += ms;
+  }
 }
 
-/** @returns whether others may have work. */
-export function tick({ fields, components }: RunInternals, now: number): boolean {
-  const { evaluation } = fields;
+/** @param tell a line for the user. @returns whether others may have work. */
+export function tick(
+  { options, fields, components }: RunInternals,
+  now: number,
+  tell: (text: string) => void,
+): boolean {
   const { mode } = components;
   components.correction.tick(now);
   mode?.tick(now);
   let freed = components.leases?.expire(now, mode ? (worker) => mode.late(worker) : undefined) ?? 0;
-  if (evaluation?.deadline != null && evaluation.deadline <= now) {
-    evaluation.worker = null;
-    evaluation.deadline = null;
+  const { evaluation, grant } = fields;
+  for (const task of [evaluation, grant]) {
+    const late = task && takeLate(task, now);
+    if (!late) continue;
     freed++;
+    // Who is away has been told of already.
+    if (components.roster.find(late)?.attached !== true) continue;
+    const what =
+      task === grant ? 'initial parameters' : `the evaluation of step ${evaluation!.step}`;
+    tell(
+      `worker ${late} is connected, but has not sent ${what} in time (it goes by what minibatches take, and by leaseSeconds ${options.config.leaseSeconds}): another worker is asked; if this repeats, restart that worker`,
+    );
   }
   return freed > 0;
 }
@@ -98,8 +117,8 @@ export function takeBackAll({ components: { roster, leases, mode } }: RunInterna
 export function pause(inside: RunInternals): void {
   const { evaluation, grant } = inside.fields;
   takeBackAll(inside);
-  if (evaluation) evaluation.worker = null;
-  if (grant) grant.worker = null;
+  if (evaluation) takeBack(evaluation);
+  if (grant) takeBack(grant);
 }
 
 /**

@@ -308,5 +308,7 @@ export type RunEvent =
   | { readonly kind: 'lost'; readonly steps: number; readonly restored: number }
   /** What is done about the number of workers has changed: a line for the user. */
   | { readonly kind: 'correction'; readonly text: string }
+  /** A worker did not answer in time: a line for the user. */
+  | { readonly kind: 'late'; readonly text: string }
   /** Workers that had nothing to do may have something now. */
   | { readonly kind: 'wake' };

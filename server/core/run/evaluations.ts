@@ -3,6 +3,7 @@ import type { Evaluated, LeasePart } from '../../../shared/protocol.ts';
 import type { Evaluation } from '../../../shared/rest.ts';
 import type { Curves } from '../curves.ts';
 import { epochOf, examplesOf, learningRateOf, phaseStepOf } from './course.ts';
+import { takeBack, toHandOut } from './handed.ts';
 import {
   type Best,
   type PendingEvaluation,
@@ -32,15 +33,14 @@ export function beginEvaluation(
     epoch: epochOf(inside),
     generation: fields.generation,
     capture,
-    worker: null,
-    deadline: null,
+    ...toHandOut(),
   };
 }
 
 /** Somebody else may have it. @returns whether it was this worker's. */
 export function giveBack({ evaluation }: RunFields, worker: string): boolean {
   if (evaluation?.worker !== worker) return false;
-  evaluation.worker = null;
+  takeBack(evaluation);
   return true;
 }
 

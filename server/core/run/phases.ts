@@ -25,6 +25,7 @@ import {
   validationCount,
 } from './evaluations.ts';
 import { fitGroups } from './groups.ts';
+import { toHandOut } from './handed.ts';
 import { nonFiniteText, nothingFiniteText } from './reasons.ts';
 import type { Components, PendingEvaluation, RunFields, RunInternals } from './state.ts';
 import type { RunView } from './view.ts';
@@ -184,8 +185,9 @@ export class Phases {
   evaluated({ worker, result, now, at }: CallOf<'evaluated'>): boolean {
     const fields = this.#fields;
     const pending = fields.evaluation;
-    if (this.#run.over || pending?.id !== result.evaluation || pending.worker !== worker)
-      return false;
+    if (this.#run.over || pending?.id !== result.evaluation) return false;
+    // One that was late is used as well, if it is the first to answer.
+    if (pending.worker !== worker && !pending.late.includes(worker)) return false;
     if (this.#run.quarantine(worker) !== null) return false;
     try {
       mustBeOfAll(this.#inside, pending, result);
@@ -364,7 +366,7 @@ export class Phases {
 
   /** Asks a worker for fresh parameters. */
   requestParameters(): void {
-    this.#fields.grant = { id: ++this.#fields.grantsGiven, worker: null };
+    this.#fields.grant = { id: ++this.#fields.grantsGiven, ...toHandOut() };
     this.#wake();
   }
 

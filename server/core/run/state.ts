@@ -50,7 +50,17 @@ export interface ForkOrigin {
   readonly data?: 'same' | 'other';
 }
 
-export interface PendingEvaluation {
+/** What one worker alone is asked for: see handed.ts. */
+export interface Handed {
+  /** Who has it; null: nobody. */
+  worker: string | null;
+  /** When somebody else may have it; null: it is with nobody. */
+  deadline: number | null;
+  /** Who had it and was out of time. */
+  late: readonly string[];
+}
+
+export interface PendingEvaluation extends Handed {
   readonly id: number;
   readonly purpose: 'validation' | 'target' | 'test';
   readonly part: LeasePart;
@@ -60,8 +70,6 @@ export interface PendingEvaluation {
   readonly generation: number;
   /** Number of the captured parameters. */
   readonly capture: number;
-  worker: string | null;
-  deadline: number | null;
 }
 
 export interface Best {
@@ -138,7 +146,7 @@ const later = (older: { readonly phaseStart: number } | null) => ({
 /** A checkpoint leaves them out; a replica has them. */
 const passing = () => ({
   /** Who is asked for initial parameters. */
-  grant: null as { readonly id: number; worker: string | null } | null,
+  grant: null as (Handed & { readonly id: number }) | null,
   grantsGiven: 0,
   evaluation: null as PendingEvaluation | null,
   captures: 0,

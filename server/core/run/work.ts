@@ -2,6 +2,7 @@ import { LIMITS } from '../../../shared/limits.ts';
 import type { Snapshot } from '../snapshot.ts';
 import type { Assignment, SentTo } from './calls.ts';
 import { isTraining, workersMissingOf } from './course.ts';
+import { evaluationMsMax, handOut, initialMsMax, mayHave } from './handed.ts';
 import { localWorkFor, minibatchesFor } from './local.ts';
 import { askForSamples, type RosterWorker } from './roster.ts';
 import type { PendingEvaluation, RunInternals } from './state.ts';
@@ -24,14 +25,15 @@ export function workFor(
   const { grant, evaluation } = fields;
   const worker = components.roster.of(key);
   if (grant) {
-    if (grant.worker !== null && grant.worker !== key) return WAIT;
-    grant.worker = key;
+    if (!mayHave(inside, grant, key)) return WAIT;
+    handOut(grant, key, now, () => initialMsMax(inside));
     const again = fields.startingAnew ? 1 : 0;
     const seed = options.config.seed + fields.initialisations - again;
     return { kind: 'initialise', grant: grant.id, seed };
   }
   if (!vector.parameters) return WAIT;
-  if (evaluation && (evaluation.worker === null || evaluation.worker === key)) {
+  if (evaluation && mayHave(inside, evaluation, key)) {
+    handOut(evaluation, key, now, () => evaluationMsMax(inside, key, evaluation.part));
     return evaluationFor(inside, worker, evaluation, key, to);
   }
   if (!isTraining(fields) || fields.ending !== null || !leases) return WAIT;
@@ -84,8 +86,6 @@ function evaluationFor(
   const { leases, vector, mode } = inside.components;
   const { id, part, step, capture } = evaluation;
   mode?.idle(key);
-  evaluation.worker = key;
-  evaluation.deadline = null;
   const values = vector.captured(capture);
   const whole = wholeFor(inside, worker, values);
   return {

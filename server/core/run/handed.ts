@@ -1,0 +1,68 @@
+import type { LeasePart } from '../../../shared/protocol.ts';
+import { examplesOf } from './course.ts';
+import type { Handed, RunInternals } from './state.ts';
+
+/**
+ * What one worker alone is asked for, and all others may wait for: an evaluation, the initial parameters. A worker whose
+ * computation hangs while its connection lives would hold them up for good, so it has a time for it.
+ */
+
+export const toHandOut = (): Handed => ({ worker: null, deadline: null, late: [] });
+
+/** Somebody else may have it. */
+export function takeBack(task: Handed): void {
+  task.worker = null;
+  task.deadline = null;
+}
+
+/** An evaluation takes less than gradients of as many examples do. It has so many times as long, beside the time of a lease. */
+const EVALUATION_SLACK = 10;
+/** Initial parameters, whose time nobody has measured, have the time of so many leases. */
+const INITIAL_LEASES = 10;
+
+/** How long a worker has for an evaluation, ms. Each worker that was late doubles it, since all may be slow. */
+export function evaluationMsMax(inside: RunInternals, key: string, part: LeasePart): number {
+  const { options, fields, components } = inside;
+  const { minibatchSize, evaluateTraining } = options.config;
+  const examples = examplesOf(fields.data!, part) + (part === 'validation' ? evaluateTraining : 0);
+  const minibatches = Math.ceil(examples / minibatchSize);
+  const leaseMs = leaseMsOf(inside);
+  let slowest = components.roster.find(key)?.computeMsRecent ?? null;
+  if (slowest === null) {
+    for (const { computeMsRecent: ms } of components.roster.values()) {
+      if (ms !== null) slowest = Math.max(slowest ?? 0, ms);
+    }
+  }
+  const each = slowest === null ? leaseMs : EVALUATION_SLACK * slowest;
+  return leaseMs + minibatches * each;
+}
+
+export const initialMsMax = (inside: RunInternals): number => INITIAL_LEASES * leaseMsOf(inside);
+
+const leaseMsOf = ({ options }: RunInternals) => options.config.leaseSeconds * 1_000;
+
+/** Whether this worker may have it now, or has it. One that was late has to leave it to another, if there is one. */
+export function mayHave({ components }: RunInternals, task: Handed, key: string): boolean {
+  if (task.worker !== null) return task.worker === key;
+  if (!task.late.includes(key)) return true;
+  for (const other of components.roster.keys()) {
+    if (components.roster.of(other).attached && !task.late.includes(other)) return false;
+  }
+  return true;
+}
+
+/** It is this worker's from now on. @param ms that it has, if it did not have it already. */
+export function handOut(task: Handed, worker: string, now: number, ms: () => number): void {
+  if (task.worker === worker && task.deadline !== null) return;
+  task.worker = worker;
+  task.deadline = now + ms() * 2 ** task.late.length;
+}
+
+/** @returns who was late, so that somebody else may have it; null: nobody was. */
+export function takeLate(task: Handed, now: number): string | null {
+  const { worker, deadline, late } = task;
+  if (worker === null || deadline === null || deadline > now) return null;
+  task.late = late.includes(worker) ? late : [...late, worker];
+  takeBack(task);
+  return worker;
+}
