@@ -5,7 +5,15 @@ import { type Format, percent } from '../shared/text.ts';
 import { failureOf, failuresText } from './failures.ts';
 import { chart } from './plot.ts';
 import { type Extrapolation, extrapolate, SIZES_MIN } from './power-law.ts';
-import { errorFormatOf, errorName, fewText, type Report, signed, spreadText } from './report.ts';
+import {
+  axisBy,
+  errorFormatOf,
+  errorName,
+  fewText,
+  type Report,
+  signed,
+  spreadText,
+} from './report.ts';
 import { asShare, type Estimate, estimate } from './statistics.ts';
 import { bestEvaluation, type NewTrial, type StudyPlan, type Trial } from './study.ts';
 
@@ -133,7 +141,7 @@ export function curveReport(
       settings,
       trials,
     ),
-    plots: { 'curve.svg': plot(sizes, fit, settings.target) },
+    plots: { 'curve.svg': plot(sizes, fit, settings.target, format) },
     facts: {
       ...{ study: name, sizes, beyond, target: settings.target },
       law: fit && { a: fit.law.a, b: fit.law.b, c: fit.law.c },
@@ -342,6 +350,7 @@ function plot(
   sizes: readonly CurvePoint[],
   fit: Extrapolation | null,
   target: number | null,
+  format: Format,
 ): ChartFigure {
   const bars = ({ mean, standardError }: Estimate) =>
     Number.isFinite(standardError)
@@ -359,7 +368,7 @@ function plot(
   return chart({
     title: 'Error over training-set size',
     x: { label: 'training examples', log: true },
-    y: { label: 'error', log: true },
+    y: { ...axisBy('error', format), log: true },
     series: [
       { name: '', style: 'band', color: 0, points: along },
       {

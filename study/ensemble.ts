@@ -20,7 +20,7 @@ import {
 import type { Examined } from './examined.ts';
 import { chart } from './plot.ts';
 import { answersOfExamples, calibration, halfRows, logLosses, rank } from './refuse.ts';
-import { numberText, type Report, signed } from './report.ts';
+import { axisBy, numberText, type Report, signed } from './report.ts';
 import { asShare, type Estimate, estimate, shareInterval } from './statistics.ts';
 
 /**
@@ -328,7 +328,7 @@ function costPlot(measured: readonly MeasuredOutcome[], isNumbers: boolean): Cha
   return chart({
     title: 'Error over the cost of an answer, with 95 % intervals',
     x: { label: 'cost; the cheapest member is 1' },
-    y: { label: isNumbers ? 'squared error' : 'validation error' },
+    y: isNumbers ? { label: 'squared error' } : axisBy('validation error', percent),
     series: [
       { name: 'members', style: 'scatter' as const, points: members.map(point) },
       ...measured

@@ -70,8 +70,15 @@ export function errorAxis(
   metric: 'error' | 'loss',
   trials: readonly Trial[],
 ): { readonly label: string; readonly percent?: boolean } {
-  const isShare = metric === 'error' && errorFormatOf(trials)(0.5) === percent(0.5);
-  return isShare ? { label, percent: true } : { label };
+  return metric === 'error' ? axisBy(label, errorFormatOf(trials)) : { label };
+}
+
+/** The axis of a figure whose values the table tells by this format. */
+export function axisBy(
+  label: string,
+  format: Format,
+): { readonly label: string; readonly percent?: boolean } {
+  return format(0.5) === percent(0.5) ? { label, percent: true } : { label };
 }
 
 /** What an error of these trials is, in words; null: nobody has said. */

@@ -1,7 +1,7 @@
 import type { Evaluation } from '../shared/rest.ts';
 import type { Format } from '../shared/text.ts';
 import { chart, type Plot } from './plot.ts';
-import { numberText, type Report, signed, spreadText } from './report.ts';
+import { axisBy, numberText, type Report, signed, spreadText } from './report.ts';
 import { type Estimate, estimate, meanOf } from './statistics.ts';
 
 /**
@@ -356,15 +356,16 @@ function plotsOf(
   runs: readonly ScaledRun[],
   rows: readonly ScaleRow[],
   modes: readonly string[],
-  { metric, clock }: ScaleSettings,
+  { metric, clock, format }: ScaleSettings,
 ): Record<string, Plot> {
+  const y = axisBy(`validation ${metric}`, format);
   const of = (mode: string) =>
     rows.filter((row) => row.mode === mode).sort((a, b) => a.workers - b.workers);
   return {
     'workers.svg': chart({
       title: `Best validation ${metric} against workers`,
       x: { label: 'workers', log: true },
-      y: { label: `validation ${metric}` },
+      y,
       series: modes.map((mode) => ({
         name: modes.length > 1 ? mode : '',
         points: of(mode).map(({ workers, value }) => ({
@@ -394,7 +395,7 @@ function plotsOf(
     'curves.svg': chart({
       title: `Validation ${metric} over ${clock === 'virtual' ? 'virtual ' : ''}time`,
       x: { label: 'seconds' },
-      y: { label: `validation ${metric}` },
+      y,
       series: firstSeeds(runs)
         .slice(0, SERIES_MAX)
         .map((run) => ({

@@ -1,6 +1,8 @@
 import { expect, test } from 'vitest';
 import { resolveConfig } from '../../shared/config.ts';
+import type { ChartFigure } from '../../shared/figure.ts';
 import type { Evaluation } from '../../shared/rest.ts';
+import { percent } from '../../shared/text.ts';
 import { numberText } from '../../study/report.ts';
 import { type ScaledRun, type ScaleSettings, scaleReport } from '../../study/scale.ts';
 import { scaledTrials, scalePlan } from '../../study/scale-plan.ts';
@@ -47,6 +49,20 @@ test('the fewest workers that are about as fast are advised, with their gain', (
   expect(facts.target).toBeCloseTo(0.11, 10);
   expect(rows.map((row) => row[0])).toEqual(['1', '4', '8', '16']);
   expect(rows[1]).toContain('1.0 (0.7, 2)');
+});
+
+test('figures have the unit of the table', () => {
+  const runs = [run(1, [0.5, 0.2]), run(2, [0.4, 0.3])];
+  for (const [format, isShare] of [
+    [percent, true],
+    [numberText, false],
+  ] as const) {
+    const { plots } = scaleReport('x', runs, { ...settings, format });
+    for (const name of ['workers.svg', 'curves.svg']) {
+      const { y } = plots[name] as ChartFigure;
+      expect(y.percent ?? false, name).toBe(isShare);
+    }
+  }
 });
 
 test('what nobody knows has no column; a server that is always busy and work thrown away are said', () => {

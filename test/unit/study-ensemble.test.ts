@@ -343,6 +343,7 @@ describe('the report', () => {
     expect(report.rows.every((row) => row.length === report.headings.length)).toBe(true);
     expect(report.advice).not.toContain('test part');
     expect(Object.keys(report.plots)).toEqual(['ensemble.svg', 'members.svg']);
+    expect(report.plots['ensemble.svg']).toMatchObject({ y: { percent: true } });
     const { moments, squaredErrorsOfMeans: means } = report.facts as {
       moments: { variance: number; covariance: number };
       squaredErrorsOfMeans: number[];

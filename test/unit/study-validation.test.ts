@@ -165,6 +165,9 @@ describe('a learning curve', () => {
     expect(needed).toBeGreaterThan(2300);
     expect(needed).toBeLessThan(3000);
     expect(plotSvg(report.plots['curve.svg']!)).not.toMatch(/NaN|Infinity|undefined/);
+    // In the unit of the table.
+    expect(report.rows[0]![2]).toContain('%');
+    expect(report.plots['curve.svg']).toMatchObject({ y: { label: 'error', percent: true } });
   });
 
   test.each([
