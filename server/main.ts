@@ -19,10 +19,12 @@ import { Copier } from './checkpoints/elsewhere/copier.ts';
 import { restoreInto } from './checkpoints/elsewhere/restore.ts';
 import { Bucket, type S3Place } from './checkpoints/elsewhere/s3.ts';
 import { Keeper } from './checkpoints/keeper.ts';
+import type { InheritedRuns, KnownRun } from './checkpoints/recovery.ts';
 import { ThreadedWriter } from './checkpoints/writer.ts';
 import { Bundles } from './fleet/bundles.ts';
 import { Coordinator, warning } from './fleet/coordinator.ts';
 import { readBehind } from './fleet/read-behind.ts';
+import type { RunLoader } from './fleet/run-loader.ts';
 import type { AppOptions } from './http/app.ts';
 import type { AccessLimits } from './http/door.ts';
 import type { JoinPageFiles } from './http/join.ts';
@@ -318,8 +320,8 @@ class ActiveServer {
     const { store, access, tls } = this.#ground;
     this.#watchLease();
     const { token } = this.#lease;
-    this.#pool = createPool(this.#options, { store, access, tls, token, now: this.#now });
-    await this.#pool?.open();
+    const pool = createPool(this.#options, { store, access, tls, token, now: this.#now });
+    this.#pool = pool;
     const copier = await this.#openCopier(replicas !== null);
     const keeper = this.#createKeeper(copier);
     const coordinator = this.#createCoordinator(keeper);
@@ -327,10 +329,19 @@ class ActiveServer {
     coordinator.tls = tls;
     await this.#followed.set(null);
     const stop = AbortSignal.any([signal, this.#lost.signal]);
-    const anew = this.#pool
-      ? beginAnewWhenLost(this.#pool, { keeper, coordinator, lease: this.#lease, signal: stop })
-      : null;
-    await this.#openRuns(keeper, coordinator, replicas);
+    const read = (known: readonly KnownRun[]) =>
+      readBehind(known, {
+        ...{ keeper, replicas, coordinator, now: this.#now, log: this.#ground.log },
+        onDefect: (error) => this.#lose(error),
+      });
+    const open = async () => {
+      await pool?.open();
+      await this.#openRuns({ keeper, coordinator, replicas, read });
+    };
+    const opening = open();
+    const more = { keeper, coordinator, read, opening, lease: this.#lease, signal: stop };
+    const anew = pool ? beginAnewWhenLost(pool, more) : null;
+    await opening;
     const obstacle = await tryStraight();
     if (obstacle) {
       this.#ground.log(`payloads are copied once more, not read into place: ${obstacle}`);
@@ -406,11 +417,17 @@ class ActiveServer {
   }
 
   /** Continues the runs of the state, and lets a standby follow them. */
-  async #openRuns(
-    keeper: Keeper,
-    coordinator: Coordinator,
-    replicas: Inheritance['replicas'] | null,
-  ): Promise<void> {
+  async #openRuns({
+    keeper,
+    coordinator,
+    replicas,
+    read,
+  }: {
+    readonly keeper: Keeper;
+    readonly coordinator: Coordinator;
+    readonly replicas: InheritedRuns;
+    readonly read: (known: readonly KnownRun[]) => RunLoader<KnownRun>;
+  }): Promise<void> {
     const { state, standbyTimeoutMs: timeoutMs } = this.#options;
     const { told, log } = this.#ground;
     if (!this.#pool) {
@@ -426,15 +443,13 @@ class ActiveServer {
     }
     told.keeper = keeper;
     await clearDebris(state, log);
-    const isReadLater = !this.#pool && !replicas;
-    const known = isReadLater ? await keeper.known() : [];
-    if (!isReadLater) for (const run of await keeper.recover(replicas)) coordinator.adopt(run);
-    const bundles = await Bundles.open(state, { log, named: keeper.bundles });
+    const known = await keeper.known(replicas);
+    const named = new Set([...keeper.bundles, ...known.flatMap(({ bundle }) => bundle ?? [])]);
+    // What a run names that the registry lacks shows when it is read.
+    const isKnown = known.every(({ record }) => record);
+    const bundles = await Bundles.open(state, { log, named: isKnown ? named : null });
     coordinator.experiments.keepIn(bundles);
-    const { done } = readBehind(known, {
-      ...{ keeper, coordinator, now: this.#now, log },
-      onDefect: (error) => this.#lose(error),
-    });
+    const { done } = read(known);
     if (known.length <= READ_BEFORE) await done;
   }
 
@@ -515,6 +530,8 @@ class ActiveServer {
 
   /** It could not begin. */
   async giveUp(): Promise<void> {
+    this.#lost.abort();
+    this.#pushLog?.close();
     await this.#port?.close();
     await this.#pool?.close();
     await this.#writer.close();
@@ -532,28 +549,39 @@ function beginAnewWhenLost(
   {
     keeper,
     coordinator,
+    read,
+    opening,
     lease,
     signal,
   }: {
     readonly keeper: Keeper;
     readonly coordinator: Coordinator;
+    /** Reads runs that are known, while the server listens. */
+    readonly read: (known: readonly KnownRun[]) => unknown;
+    /** Resolves when the runs of the state are known for the first time. */
+    readonly opening: Promise<void>;
     readonly lease: OwnerLease;
     readonly signal: AbortSignal;
   },
 ): { ended(): Promise<void> } {
   let beginning: Promise<void> | null = null;
   const begin = async () => {
+    // Who cannot begin is given up by whoever waits for it too.
+    await opening.catch(() => {});
     while (!signal.aborted) {
       try {
+        await coordinator.stopReading();
         await keeper.abandon();
         // Another server may have taken over, and these shards with the state: they are not taken from it.
         await lease.renew().catch((error: unknown) => {
           if (errorCode(error) === 'DP_STATE_FENCED') throw error;
         });
         await pool.open();
-        const runs = await keeper.recover();
+        const known = await keeper.known();
         if (!pool.whole) continue;
-        if (!signal.aborted) coordinator.goOn(runs);
+        if (signal.aborted) break;
+        coordinator.goOn();
+        read(known);
         break;
       } catch (error) {
         if (signal.aborted) break;

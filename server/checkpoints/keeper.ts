@@ -15,7 +15,7 @@ import type { StateStore } from '../store/state-store.ts';
 import type { WriteCounts } from '../watch/counts.ts';
 import { beginFork } from './fork.ts';
 import { noteProgress, noteProgressNow } from './lives.ts';
-import { type KnownRun, Recovery } from './recovery.ts';
+import { type InheritedRuns, type KnownRun, Recovery } from './recovery.ts';
 import { Removals, type RemoveCopies } from './removal.ts';
 import { RunRecords, recordOf } from './run-records.ts';
 import { CheckpointSaver } from './saver.ts';
@@ -64,6 +64,8 @@ export class Keeper {
   #closing = false;
   /** Records that are being written, beside `WriteState.writing`, and the run of each. */
   readonly #registering = new Map<Promise<void>, string>();
+  /** Runs that are being removed. */
+  readonly #removing = new Set<Promise<void>>();
   /** The store has come back empty: what is read later is entered anew, too. */
   #hasForgotten = false;
   #closed = false;
@@ -85,7 +87,7 @@ export class Keeper {
     });
   }
 
-  /** The life of this server, counted over all servers that have held the state; known from `recover` on. */
+  /** The life of this server, counted over all servers that have held the state; known from `known` on. */
   get life(): number {
     return this.#recovery.life;
   }
@@ -99,24 +101,20 @@ export class Keeper {
   }
 
   /** All runs that there are, the oldest first, to be read one by one. Begins a life of the server. */
-  known(): Promise<KnownRun[]> {
-    return this.#recovery.known();
-  }
-
-  /** Reads one of the `known` runs. @returns null: it cannot be read, and the log says so, or its folder holds no run. */
-  async read(known: KnownRun): Promise<Run | null> {
-    const run = await this.#recovery.read(known);
-    if (run && this.#hasForgotten) this.#want(run, 'record', 'registry', 'earlyStopping');
-    return run;
+  known(replicas: InheritedRuns = null): Promise<KnownRun[]> {
+    return this.#recovery.known(replicas);
   }
 
   /**
-   * All runs of the state store, each from its newest valid checkpoint.
-   * @param replicas that a standby inherits: the newer of a run's replica and its checkpoint is used. They are
+   * Reads one of the `known` runs, from its newest valid checkpoint.
+   * @param replicas that a standby inherits: the newer of a run's replica and its checkpoint is used. A replica is
    *   not used any more afterwards.
+   * @returns null: it cannot be read, and the log says so, or its folder holds no run.
    */
-  recover(replicas: ReadonlyMap<string, Run> | null = null): Promise<Run[]> {
-    return this.#recovery.recover(replicas);
+  async read(known: KnownRun, replicas: InheritedRuns = null): Promise<Run | null> {
+    const run = await this.#recovery.read(known, replicas);
+    if (run && this.#hasForgotten) this.#want(run, 'record', 'registry', 'earlyStopping');
+    return run;
   }
 
   /**
@@ -153,6 +151,12 @@ export class Keeper {
    * @throws DownpourError DP_DISK, DP_STATE_FENCED: it stays as it was.
    */
   async remove(run: Run): Promise<void> {
+    const removing = this.#remove(run).finally(() => this.#removing.delete(removing));
+    this.#removing.add(removing);
+    await removing;
+  }
+
+  async #remove(run: Run): Promise<void> {
     const { id } = run;
     const state = this.#stateOf(run);
     state.tasks.clear();
@@ -338,7 +342,7 @@ export class Keeper {
     }
     this.#states.clear();
     this.#runs.clear();
-    await Promise.allSettled(states.map(({ writing }) => writing));
+    await Promise.allSettled([...states.map(({ writing }) => writing), ...this.#removing]);
   }
 
   /** Writes all that is left, and nothing after that. What fails is said, never thrown. */

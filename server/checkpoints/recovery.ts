@@ -41,6 +41,9 @@ export interface RecoveryOptions {
   readonly want: (run: Run, ...tasks: WriteTask[]) => void;
 }
 
+/** Runs that a standby inherits, by id; null: this server is none. */
+export type InheritedRuns = ReadonlyMap<string, Run> | null;
+
 /** A run that there is, as far as it is known without reading its checkpoints. */
 export interface KnownRun {
   readonly id: string;
@@ -64,29 +67,13 @@ export class Recovery {
     this.#options = options;
   }
 
-  /** The life of this server, counted over all servers that have held the state; known from `recover` on. */
+  /** The life of this server, counted over all servers that have held the state; known from `known` on. */
   get life(): number {
     return this.#life;
   }
 
-  /**
-   * All runs of the state store, each from its newest valid checkpoint.
-   * @param replicas that a standby inherits: of each, the newer of it and the checkpoint. Not used any more.
-   */
-  async recover(replicas: ReadonlyMap<string, Run> | null = null): Promise<Run[]> {
-    const all = await this.known(replicas);
-    const runs: Run[] = [];
-    const told = readingProgress(all.length, this.#options);
-    for (const known of all) {
-      told(runs.length);
-      const run = await this.read(known, replicas);
-      if (run) runs.push(run);
-    }
-    return runs;
-  }
-
   /** All runs that there are, the oldest first; they are not read yet. Begins a life of the server. */
-  async known(replicas: ReadonlyMap<string, Run> | null = null): Promise<KnownRun[]> {
+  async known(replicas: InheritedRuns = null): Promise<KnownRun[]> {
     const { root, removals } = this.#options;
     await removals.find();
     const inStore = await this.#options.records.list();
@@ -120,10 +107,7 @@ export class Recovery {
   }
 
   /** @returns null: it cannot be read, which is told, or its folder holds no run. */
-  async read(
-    { id, record }: KnownRun,
-    replicas: ReadonlyMap<string, Run> | null = null,
-  ): Promise<Run | null> {
+  async read({ id, record }: KnownRun, replicas: InheritedRuns = null): Promise<Run | null> {
     const { log, stateOf } = this.#options;
     try {
       if (!record) return await this.#recoverFromDisk(id);

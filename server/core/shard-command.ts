@@ -158,6 +158,8 @@ const commands = [
   Type.Object({ kind: Type.Literal('discard'), ...ofRun }, closed),
   /** A worker is sent the parameters as they are now: they are kept for its push. `fresh`: the slot was another one's. */
   Type.Object({ kind: Type.Literal('remember'), ...ofRun, ...slot, fresh: Type.Boolean() }, closed),
+  /** The run is removed: the shard lets go of all that it has of it. No other command of this run follows. */
+  Type.Object({ kind: Type.Literal('remove'), ...ofRun }, closed),
   /** Lets go of it. */
   Type.Object(
     { kind: Type.Literal('drop'), ...ofRun, session: SessionId, sequence: Sequence },

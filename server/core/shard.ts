@@ -229,6 +229,12 @@ export class Shard {
       return;
     }
     const held = this.#runs.get(command.run);
+    if (command.kind === 'remove') {
+      // Another shard may have taken the place of the one that had it.
+      if (held) dropParts(held);
+      this.#runs.delete(command.run);
+      return;
+    }
     if (!held) throw new Error(`command '${command.kind}' for a run that was never created`);
     const { parameters, captures } = held;
     switch (command.kind) {
@@ -418,6 +424,15 @@ function revoke(held: HeldRun, session: string): void {
   if (held.granted?.session !== session) return;
   held.granted.part?.release();
   held.granted = null;
+}
+
+/** Its workers send them again where there is somebody to take them. */
+function dropParts(held: HeldRun): void {
+  for (const ofSession of held.landed.values())
+    for (const part of ofSession.values()) part.release();
+  held.landed.clear();
+  if (held.granted) revoke(held, held.granted.session);
+  dropEarly(held);
 }
 
 function dropEarly(held: HeldRun): void {

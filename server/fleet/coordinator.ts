@@ -138,7 +138,7 @@ export class Coordinator {
       if (at > this.#newestAt) this.#newestAt = at;
     }
     const end = () => {
-      if (loader.left === 0) this.#loader = null;
+      if (loader.left === 0 && this.#loader === loader) this.#loader = null;
     };
     // What went wrong is told by who has made it.
     loader.done.then(end, () => {});
@@ -413,12 +413,16 @@ export class Coordinator {
     try {
       await this.#keeper.remove(run);
     } catch (error) {
-      this.#enter(run);
-      this.replication?.began(run);
+      // After the loss of a shard it is read from its checkpoint like all others.
+      if (!this.#resting) {
+        this.#enter(run);
+        this.replication?.began(run);
+      }
       throw error;
     } finally {
       this.#leaving.delete(id);
     }
+    run.vector.removeParts();
     this.log(`run ${id} is removed with its files`, { run: id });
     this.asides.forget(id);
   }
@@ -577,6 +581,8 @@ export class Coordinator {
       code: 'DP_SHARD_LOST',
     });
     this.#closing = true;
+    // What it is at fails, and is read again.
+    void this.stopReading();
     this.listing.freeze();
     this.#resting = true;
     for (const session of this.workers.sessions) {
@@ -587,10 +593,9 @@ export class Coordinator {
     this.#unfinished.clear();
   }
 
-  /** All shards are there again. @param runs from their checkpoints. */
-  goOn(runs: readonly Run[]): void {
+  /** All shards are there again, and runs come from their checkpoints. */
+  goOn(): void {
     this.listing.reset([]);
-    for (const run of runs) this.adopt(run);
     this.#resting = false;
     this.#closing = false;
   }

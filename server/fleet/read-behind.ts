@@ -1,7 +1,7 @@
 import type { DownpourError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Keeper } from '../checkpoints/keeper.ts';
-import { type KnownRun, readingProgress } from '../checkpoints/recovery.ts';
+import { type InheritedRuns, type KnownRun, readingProgress } from '../checkpoints/recovery.ts';
 import { type Coordinator, warning } from './coordinator.ts';
 import { RunLoader } from './run-loader.ts';
 
@@ -10,6 +10,8 @@ export function readBehind(
   known: readonly KnownRun[],
   options: {
     readonly keeper: Keeper;
+    /** That a standby inherits. */
+    readonly replicas?: InheritedRuns;
     readonly coordinator: Coordinator;
     readonly now: () => number;
     readonly log: Log;
@@ -23,7 +25,7 @@ export function readBehind(
     known,
     read(run) {
       told(done++);
-      return keeper.read(run);
+      return keeper.read(run, options.replicas);
     },
     adopt: (run) => coordinator.adoptLate(run),
   });

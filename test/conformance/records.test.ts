@@ -18,6 +18,7 @@ import { type DownpourError, errorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
+import { recover } from '../support/recover.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 import { startServerProcess } from '../support/server-process.ts';
 
@@ -241,7 +242,7 @@ describe('in the state folder', () => {
         const { file } = await writeCheckpoint(place, { run: id, ...input, tensors, state });
         const lines: string[] = [];
         const keeper = keeperOf(store, lease, lines);
-        const runs = await keeper.recover();
+        const runs = await recover(keeper);
         expect(runs.map((each) => each.id)).toEqual([good.id]);
         expect(lines.filter((line) => line.includes(`run ${id} `)).length).toBeGreaterThan(0);
         expect((await stat(join(place, file))).isFile()).toBe(true);
@@ -274,7 +275,7 @@ describe('in the state folder', () => {
       now: new Date(0),
     });
     const lines: string[] = [];
-    const runs = await keeperOf(store, lease, lines).recover();
+    const runs = await recover(keeperOf(store, lease, lines));
     expect(runs.map(({ id, step }) => [id, step])).toEqual([[good.id, 1]]);
     expect(
       lines.filter((line) => line.includes(`${file} has a state that cannot be`)),

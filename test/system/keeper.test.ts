@@ -10,6 +10,7 @@ import type { Run } from '../../server/core/run.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import type { OwnerLease, StateStore } from '../../server/store/state-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { recover } from '../support/recover.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();
@@ -126,7 +127,7 @@ test('what was killed between two checkpoints goes on from the last one, with it
     if (name.includes('-best-')) await rm(join(folder, name));
   }
   const recovering = createKeeper();
-  const [recovered] = await recovering.recover();
+  const [recovered] = await recover(recovering);
   await recovering.close([recovered!]);
   expect(recovered!.step).toBe(step);
   expect(parametersOf(recovered!)).toEqual(parameters);
@@ -141,7 +142,7 @@ test('a run that was stopped before it had parameters is still stopped after a r
   run.call({ call: 'stop', reason: 'stopped by a user' });
   settle(keeper, run);
   await keeper.close([run]);
-  const [recovered] = await createKeeper().recover();
+  const [recovered] = await recover(createKeeper());
   expect(recovered!.phase).toBe('stopped');
   recovered!.call({ call: 'resume' });
   new VirtualWorker(recovered!, problem).train();
@@ -161,10 +162,10 @@ test('a store that is away does not keep a server from going back to its checkpo
   store.listRuns = away;
   store.lastCheckpoint = away;
   await keeper.abandon();
-  const recovered = await keeper.recover();
+  const recovered = await recover(keeper);
   expect(recovered.map((again) => [again.id, again.step])).toEqual([[run.id, step]]);
   // One that starts knows nothing yet.
-  await expect(createKeeper().recover()).rejects.toThrow('it is away');
+  await expect(recover(createKeeper())).rejects.toThrow('it is away');
   await keeper.close(recovered);
 });
 
@@ -181,7 +182,7 @@ test('what else lies in the state folder keeps no run from being recovered', asy
   await mkdir(join(root, 'newer', 'checkpoints'), { recursive: true });
   const manifest = { version: 2, file: 'step-000000001-last-0001.safetensors' };
   await writeSealed(join(root, 'newer', 'checkpoints'), 'step-000000001-last-0001.json', manifest);
-  const recovered = await createKeeper().recover();
+  const recovered = await recover(createKeeper());
   expect(recovered.map(({ id }) => id)).toEqual([run.id]);
   expect(lines.join('\n')).toMatch(/run newer cannot be rebuilt: DP_USAGE/);
 });
@@ -274,7 +275,7 @@ describe('with many runs', () => {
     await first.close(made);
 
     const { keeper, records, checkpoints } = counted(store);
-    const runs = await keeper.recover();
+    const runs = await recover(keeper);
     expect(runs).toHaveLength(30);
     expect([records, checkpoints]).toEqual([[], []]);
     const busy = runs.find(({ over, hasParameters }) => !over && hasParameters)!;
@@ -286,18 +287,7 @@ describe('with many runs', () => {
     await keeper.close(runs);
     expect(checkpoints).toEqual([busy.id]);
     expect(new Set(records)).toEqual(new Set([busy.id]));
-    const again = (await createKeeper().recover()).find(({ id }) => id === busy.id)!;
+    const again = (await recover(createKeeper())).find(({ id }) => id === busy.id)!;
     expect(again.step).toBe(before + 1);
-  });
-
-  test('a start that takes long says how far it is', async () => {
-    const first = createKeeper();
-    for (let i = 0; i < 60; i++) await first.register(createRun({}, `run-${i}`));
-    const { keeper } = counted(store);
-    await keeper.recover();
-    // By a clock that goes on by a tenth of a second whenever it is looked at.
-    const told = lines.filter((line) => / of 60 runs are read from their checkpoints$/.test(line));
-    expect(told.length).toBeGreaterThan(0);
-    expect(told.length).toBeLessThan(20);
   });
 });

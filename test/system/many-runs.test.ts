@@ -1,6 +1,6 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
-import { type Serving, serve } from '../../server/main.ts';
+import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
 import { copyRun } from '../support/many-runs.ts';
@@ -8,6 +8,7 @@ import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { startServerProcess } from '../support/server-process.ts';
 import { useStateFolder } from '../support/state-folder.ts';
+import { until } from '../support/until.ts';
 
 /** A state folder with many runs: the server listens before it has read them, and nothing of them is lost or mistaken. */
 
@@ -28,12 +29,13 @@ interface Server extends Serving {
   end(): Promise<void>;
 }
 
-async function start(): Promise<Server> {
+async function start(options: Partial<ServeOptions> = {}): Promise<Server> {
   const controller = new AbortController();
   const lines: string[] = [];
   const serving = await serve({
     ...{ host: '127.0.0.1', port: 0, state, localSocket: false, signal: controller.signal },
     log: (line) => lines.push(line),
+    ...options,
   });
   const end = async () => {
     controller.abort();
@@ -147,6 +149,25 @@ describe('a folder with 1,000 runs', () => {
     const last = await start();
     expect((await readAll(last.client)).map(kept)).toEqual(before);
     expect(last.lines.filter((line) => line.includes('cannot be'))).toEqual([]);
+    // A standby that takes over reads them as late, and writes each, since another folder may have the checkpoints.
+    const standby = await start({ standbyOf: last.url });
+    await until('the standby follows', async () => {
+      return (await last.client.status()).standby?.state === 'following';
+    });
+    await last.end();
+    await standby.active;
+    expect((await standby.client.status()).runsRead?.of).toBe(240);
+    const same = ({
+      id,
+      phase,
+      step,
+      best,
+    }: Pick<RunSummary, 'id' | 'phase' | 'step' | 'best'>) => ({ id, phase, step, best });
+    expect((await readAll(standby.client)).map(same)).toEqual(before.map(same));
+    await standby.end();
+    const several = await start({ shards: 2 });
+    expect((await several.client.status()).runsRead?.of).toBe(240);
+    expect((await readAll(several.client)).map(same)).toEqual(before.map(same));
   });
 });
 

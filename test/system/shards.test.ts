@@ -151,6 +151,23 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
     expect(await lastCheckpoint('several', 'a')).toEqual(await lastCheckpoint('one', 'a'));
     const [first, second] = await Promise.all([one.client.run('a'), several.client.run('a')]);
     expect(second.test).toMatchObject({ loss: first.test!.loss, error: first.test!.error });
+    // A run that is removed goes from the shards too, and its name is free.
+    const ports = [
+      ...lines.find((line) => line.startsWith('3 shards'))!.matchAll(/127\.0\.0\.1:(\d+)/g),
+    ];
+    const held = async (port: string | undefined) => {
+      const health = await fetch(`http://127.0.0.1:${port}/health`);
+      return ((await health.json()) as { runs: number }).runs;
+    };
+    const heldByAll = () => Promise.all(ports.map(([, port]) => held(port)));
+    expect(await heldByAll()).toEqual([1, 1]);
+    await several.client.removeRun('a');
+    await until('the shards have let go of it', async () => String(await heldByAll()) === '0,0');
+    await create(several.client, 'a', { ...FEW, stepsMax: 3 });
+    await work(several.url, 'a');
+    expect(await several.client.run('a')).toMatchObject({ phase: 'finished', step: 3 });
+    expect(await heldByAll()).toEqual([1, 1]);
+    expect(lines.filter((line) => line.includes('defect'))).toEqual([]);
   });
 
   test('with a token lets nobody into a shard without it', async () => {

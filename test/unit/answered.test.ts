@@ -21,6 +21,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { checkWorkerMessage } from '../../shared/protocol.ts';
 import type { Evaluation } from '../../shared/rest.ts';
+import { recover } from '../support/recover.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();
@@ -47,7 +48,7 @@ function createKeeper(write = directWriter.write): Keeper {
 
 /** As a server that was killed this moment would find it. */
 async function afterKill(): Promise<Run> {
-  const [run] = await createKeeper().recover();
+  const [run] = await recover(createKeeper());
   return run!;
 }
 

@@ -9,6 +9,7 @@ import { nextLife, noteProgress, readProgress } from '../../server/checkpoints/l
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
+import { recover } from '../support/recover.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
 
 /** What a server that died had applied after its last checkpoint is counted, once. */
@@ -245,7 +246,7 @@ describe('on disk', () => {
     let seen = seenBy(run);
     for (let lost = 7, life = 2; life < 5; life++) {
       const again = keeper();
-      const [restored] = await again.recover();
+      const [restored] = await recover(again);
       expect(restored!.stepsLost).toBe(life === 2 ? 0 : lost - 2);
       rejoin(restored!, seen, `w/${life}`);
       expect(restored!.stepsLost).toBe(lost);

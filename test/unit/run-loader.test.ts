@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest';
+import { readingProgress } from '../../server/checkpoints/recovery.ts';
 import { Run } from '../../server/core/run.ts';
 import { RunLoader, type UnreadRun } from '../../server/fleet/run-loader.ts';
 import { resolveConfig } from '../../shared/config.ts';
@@ -95,4 +96,17 @@ test('of nothing it is done at once', async () => {
   const { loader } = open([]);
   expect([loader.facts, loader.unfinished, loader.left]).toEqual([null, null, 0]);
   await loader.done;
+});
+
+test('a start that takes long says how far it is, every two seconds', () => {
+  const lines: string[] = [];
+  let now = 0;
+  const tell = readingProgress(60, { now: () => now, log: (line) => lines.push(line) });
+  for (let done = 0; done < 60; done++) {
+    tell(done);
+    now += 100;
+  }
+  expect(lines).toEqual(
+    [20, 40].map((done) => `${done} of 60 runs are read from their checkpoints`),
+  );
 });

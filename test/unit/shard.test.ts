@@ -395,3 +395,31 @@ describe('a checkpoint', () => {
     } as ShardCommand);
   });
 });
+
+test('a run that is removed leaves nothing on its shards, and they are told nothing more of it', () => {
+  const { run, shards, told, ranges } = new ShardedRun(3, {});
+  const others = shards.slice(1);
+  let released = 0;
+  const part = (bytes: number) => ({
+    ...{ payload: new Uint8Array(bytes), encoding: 'f32' as const, room: null },
+    release: () => void released++,
+  });
+  for (const [k, shard] of others.entries()) {
+    const { start, end } = ranges[k + 1]!;
+    shard.part({ run: 'r', session: 's', sequence: 1 }, part(4 * (end - start)));
+    shard.initialPart('r', 's', 1, part(4 * (end - start)));
+  }
+  expect(released).toBe(0);
+  expect(others.map(({ runs }) => runs)).toEqual([1, 1]);
+  run.vector.removeParts();
+  expect(others.map(({ runs }) => runs)).toEqual([0, 0]);
+  expect(released).toBe(4);
+  const before = told.length;
+  checkShardCommand(told.at(-1)!);
+  run.vector.dropParts('s', 1);
+  run.vector.revokeParts('s');
+  run.vector.forgetSaved(1);
+  expect(told.length).toBe(before);
+  // One that took the place of another shard has never had it.
+  for (const shard of others) shard.execute({ kind: 'remove', run: 'r' }, new Float32Array());
+});

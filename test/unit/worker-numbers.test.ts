@@ -14,6 +14,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import type { Observed } from '../../shared/observed.ts';
 import * as protocol from '../../shared/protocol.ts';
 import { SHARD_MESSAGES } from '../../shared/shard-messages.ts';
+import { recover } from '../support/recover.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
 const problem = createProblem();
@@ -165,14 +166,9 @@ test('a statistic that overflowed in an older release blocks no checkpoint, and 
     expect(keeper.problem(run.id)).toBeNull();
     expect(keeper.leftOut(run.id)).toEqual(['observations.smoothed.sum (Infinity)']);
     expect(lines.join()).toContain('written without observations.smoothed.sum (Infinity)');
-    const [later] = await new Keeper({
-      root,
-      store,
-      token,
-      now: () => 0,
-      log,
-      onFenced: () => {},
-    }).recover();
+    const [later] = await recover(
+      new Keeper({ root, store, token, now: () => 0, log, onFenced: () => {} }),
+    );
     expect(later!.step).toBe(run.step);
     new VirtualWorker(later!, problem, 'v/1').train(() => later!.step > run.step + 3);
     expect(later!.summary(0).trainingLoss).toBeGreaterThan(0);

@@ -55,6 +55,8 @@ export class Vector {
   readonly #run: string;
   readonly #config: RunConfig;
   readonly #shards: RunShards | null;
+  /** The other shards have let go of it, and are told nothing more. */
+  #isRemoved = false;
   /** The tensors with the roles that the model gives them. */
   #specs: readonly TensorSpec[] | null = null;
   /** Groups that are frozen. */
@@ -101,7 +103,8 @@ export class Vector {
   }
 
   #tell(command: ShardCommand): void {
-    if (this.#ranges.length > 1) this.#shards!.tell(this.#ranges.length, command);
+    if (this.#ranges.length > 1 && !this.#isRemoved)
+      this.#shards!.tell(this.#ranges.length, command);
   }
 
   /**
@@ -152,6 +155,12 @@ export class Vector {
   createParts(): void {
     const tensors = layoutSpecs(this.#layout!);
     this.#tell({ kind: 'create', run: this.#run, tensors, config: this.#config });
+  }
+
+  /** The run is removed: the other shards let go of their parts, and have no such run from now on. */
+  removeParts(): void {
+    this.#tell({ kind: 'remove', run: this.#run });
+    this.#isRemoved = true;
   }
 
   // What a worker sends and is sent.

@@ -134,7 +134,7 @@ export class RunView {
   /** Where the vector lies, and what the shards that have it are to do beside the decisions of the run. */
   get vector(): Pick<
     Vector,
-    'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'forgetSaved'
+    'ranges' | 'dropParts' | 'grantParts' | 'revokeParts' | 'removeParts' | 'forgetSaved'
   > {
     return this.inside.components.vector;
   }
