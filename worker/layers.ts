@@ -8,6 +8,7 @@ import {
   rowsAndColumns,
 } from './image-layers.ts';
 import { drawNoise, type NoiseSource } from './noise.ts';
+import { resetAfterGru } from './reset-after-gru.ts';
 import {
   type Layer,
   type LayerArguments,
@@ -478,7 +479,7 @@ const sparse = (args?: SparseArguments) => new SparseNormal(args);
 const echoState = (args?: EchoStateArguments) => new EchoState(args);
 
 export const layers = {
-  ...{ hidden, noisyReLU, weightNoise, trained, adaptivePooling, rowsAndColumns },
+  ...{ hidden, noisyReLU, weightNoise, trained, adaptivePooling, rowsAndColumns, resetAfterGru },
   ...{ globalContrast: globalContrastLayer, localContrast: localContrastLayer },
 };
 export const initializers = { sparse, echoState };

@@ -188,6 +188,15 @@ const CASES: Readonly<Record<string, Case>> = {
       }),
     inputShape: [5],
     ids: 7,
+  'a GRU that resets after the product': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          layers.resetAfterGru({ units: 3, inputShape, recurrentActivation: 'sigmoid' }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    inputShape: [5, 2],
   },
   'noise on inputs, on weights and in units': {
     model: ({ tf, inputShape, classCount }) =>
