@@ -97,6 +97,14 @@ export const DataFactsSchema = Type.Object(
           'How the inputs were read from files, as JSON; see [data.md](data.md#how-data-were-read). Absent: they were not, or the worker is of an older release.',
       }),
     ),
+    architecture: Type.Optional(
+      Type.String({
+        maxLength: LIMITS.keptArchitectureBytesMax,
+        pattern: '^[A-Za-z0-9+/]*={0,2}$',
+        description:
+          'The layers of the `model.json` of [pretrained](experiments.md#pretrained-models), as base64 of JSON compressed by DEFLATE: `predict` and `export` need no file then. Absent: there is none, or it is longer than 1 MiB.',
+      }),
+    ),
   },
   closed('What a run keeps about its data, so that its parameters can be used.'),
 );
@@ -118,8 +126,8 @@ export interface Transform {
 
 const validator = Compile(DataFactsSchema);
 
-/** For workers, which need it not, and do not know it if they are of an older release. */
-export function withoutReading({ reading: _, ...facts }: DataFacts): DataFacts {
+/** For workers, which need neither how data were read nor an architecture, and do not know them if they are of an older release. */
+export function forWorkers({ reading: _, architecture: __, ...facts }: DataFacts): DataFacts {
   return facts;
 }
 

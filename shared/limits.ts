@@ -22,6 +22,8 @@ export const LIMITS = {
   /** Weights of a pretrained model, as they lie in their files, and its model.json. */
   pretrainedBytesMax: 2 ** 30,
   topologyBytesMax: 2 ** 26,
+  /** The layers of a pretrained model that a run keeps, compressed, as base64. */
+  keptArchitectureBytesMax: 2 ** 20,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */

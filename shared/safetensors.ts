@@ -5,8 +5,19 @@ import { DownpourError } from './errors.ts';
 // data must be covered completely and only once.
 // Source: https://github.com/huggingface/safetensors, section "Format".
 
-/** Bytes of one element, by type. Checkpoints are F32, packed data also I32 and U8. */
-export const DTYPE_BYTES = { F32: 4, F64: 8, I32: 4, U8: 1 } as const;
+/** Bytes of one element, by type. Checkpoints are F32, packed data also F64, I32 and U8; files of others have all of them. */
+export const DTYPE_BYTES = {
+  F32: 4,
+  F64: 8,
+  F16: 2,
+  BF16: 2,
+  I64: 8,
+  I32: 4,
+  I16: 2,
+  I8: 1,
+  U8: 1,
+  BOOL: 1,
+} as const;
 export type Dtype = keyof typeof DTYPE_BYTES;
 
 /** The largest header that is read: a lie about the length must not cost memory. */

@@ -87,7 +87,7 @@ export async function writeLayersModel({ to, ...options }: LayersFormatOptions):
 async function trainedModel(options: TrainedModelOptions): Promise<Model> {
   const { experiment, config, tensors, facts, dataFolder: folder, log } = options;
   const build = async () => {
-    const model = await buildModel(experiment, config, examplesLike(facts));
+    const model = await buildModel(experiment, config, examplesLike(facts), { later: facts });
     try {
       model.load(vectorOf(model.layout, tensors));
     } catch (error) {

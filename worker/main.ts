@@ -250,7 +250,6 @@ class Worker {
       ...{ folder: dataFolder, log, facts, signal },
     });
     const summary = dataSummary(prepared, depends);
-    const encoded = encodeFacts(factsOf(prepared));
     const build = () => buildModel(experiment, config, prepared);
     const rowCount = Math.min(config.minibatchSize, prepared.train.count);
     const rows = Int32Array.from({ length: rowCount }, (_, i) => i);
@@ -273,6 +272,8 @@ class Worker {
     if (model.pretrained && experiment.pretrained) {
       log(`run ${run}: ${matchText(model.pretrained, experiment.pretrained.from)}`, { run });
     }
+    const { architecture } = model;
+    const encoded = encodeFacts({ ...factsOf(prepared), ...(architecture && { architecture }) });
     const exchange = this.#client;
     const ranges = rangesFor(model.layout, assign.shards);
     if (ranges.length > 1 && this.#options.reachesShards === false) {

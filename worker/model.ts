@@ -11,7 +11,7 @@ import { canRecord, Graphs } from './graph.ts';
 import { mustBeIds } from './ids.ts';
 import { errorMeasureOf } from './losses.ts';
 import { measuresOf } from './measures.ts';
-import { buildInstance, checkNumbers, spreadRows } from './model/build.ts';
+import { buildInstance, checkNumbers, type LoadedLater, spreadRows } from './model/build.ts';
 import { type DataShape, dataShape, type ModelData, targetsOf } from './model/data-shape.ts';
 import { type Goal, goalOfMeasures, goalOfObjective } from './model/goal.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
@@ -70,6 +70,8 @@ export interface Model {
   readonly errorMeasure: ErrorMeasure;
   /** Which initial parameters come from the file of `pretrained`; null: none. */
   readonly pretrained: PretrainedMatch | null;
+  /** The layers of that file, for the facts of a run; null: there are none, or they are too long. */
+  readonly architecture: string | null;
   /**
    * Fresh parameters, shape [layout.size]: the same for the same seed, on every machine whose
    * logarithm and square root agree. The model holds them afterwards.
@@ -127,6 +129,8 @@ export interface Model {
 export interface ModelOptions {
   /** Steps may run as a recorded graph where the engine can. Default true. */
   readonly record?: boolean;
+  /** All parameters are loaded from a checkpoint before the model is used. Default: it begins with its own. */
+  readonly later?: LoadedLater;
 }
 
 /**
@@ -138,14 +142,14 @@ export async function buildModel(
   experiment: Experiment,
   config: Pick<RunConfig, 'seed' | 'hyperparameters' | 'groups'> & Partial<RunConfig>,
   prepared: ModelData | PreparedData,
-  { record = true }: ModelOptions = {},
+  { record = true, later }: ModelOptions = {},
 ): Promise<Model> {
   const given = dataShape(prepared);
   const { hyperparameters } = config;
   const changes = experiment.batch ? { batch: experiment.batch, hyperparameters } : null;
   const data =
     changes && isForEvaluations(changes.batch) ? await shapeAfter(given, changes) : given;
-  const build = (seed: number) => buildInstance(experiment, config, data, seed);
+  const build = (seed: number) => buildInstance(experiment, config, data, seed, later);
   const instance = await build(config.seed);
   try {
     const specs = layoutSpecs(createLayout(instance.weights.map(specOf)));
@@ -294,6 +298,10 @@ class BuiltModel implements Model {
 
   get pretrained(): PretrainedMatch | null {
     return this.#instance.match;
+  }
+
+  get architecture(): string | null {
+    return this.#instance.architecture;
   }
 
   get refusal(): string | null {

@@ -224,7 +224,12 @@ class Experiments {
     }
     const experiment = await loading;
     const prepared = await this.#prepare(name, experiment, config, data);
-    return { experiment, prepared, model: await buildModel(experiment, config, prepared) };
+    const later = data.facts ?? {};
+    return {
+      experiment,
+      prepared,
+      model: await buildModel(experiment, config, prepared, { later }),
+    };
   }
 
   async #pathOf(name: string): Promise<string> {

@@ -73,7 +73,7 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     const experiment = await loadExperiment(path);
     const like = examplesLike(data);
     mustBePlain('predicting', like.train);
-    const model = await buildModel(experiment, facts.config, like);
+    const model = await buildModel(experiment, facts.config, like, { later: data });
     model.load(vectorOf(model.layout, (await readTensors(copy)).tensors));
     const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
     const own = { ...aboutModel(copied), loss } as unknown as Predictor['about'];

@@ -119,7 +119,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
       facts: data.facts,
     });
     mustBeDataOf(data, prepared);
-    const model = await buildModel(experiment, config, prepared);
+    const model = await buildModel(experiment, config, prepared, { later: data.facts ?? {} });
     model.load(vectorOf(model.layout, tensors));
     return { facts, note, experiment, config, prepared, model, observed, sampledRun };
   } finally {

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { floatsOf } from '../../shared/codec.ts';
 import { workerConfig } from '../../shared/config.ts';
-import { encodeFacts, withoutReading } from '../../shared/data-facts.ts';
+import { encodeFacts, forWorkers } from '../../shared/data-facts.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { kindOfDefect } from '../../shared/log.ts';
@@ -485,8 +485,7 @@ export class WorkerSession {
       session: this.id,
       shards: this.#fleet.shardAddresses(),
     };
-    if (facts)
-      this.#answers.send({ ...assign, facts: 'json' }, [encodeFacts(withoutReading(facts))]);
+    if (facts) this.#answers.send({ ...assign, facts: 'json' }, [encodeFacts(forWorkers(facts))]);
     else this.#answers.send(assign);
   }
 

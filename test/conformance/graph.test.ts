@@ -188,6 +188,7 @@ const CASES: Readonly<Record<string, Case>> = {
       }),
     inputShape: [5],
     ids: 7,
+  },
   'a GRU that resets after the product': {
     model: ({ tf, inputShape, classCount }) =>
       tf.sequential({

@@ -1,5 +1,5 @@
 import '@tensorflow/tfjs-backend-cpu';
-import { createHash } from 'node:crypto';
+import { createHash, randomBytes } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +14,7 @@ import { prepareData } from '../../worker/data/prepare-data.ts';
 import { type Experiment, mustBeExperiment } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
-import { openPretrained } from '../../worker/pretrained/open.ts';
+import { openPretrained, packArchitecture } from '../../worker/pretrained/open.ts';
 import { matchText, type Pretrained } from '../../worker/pretrained/pretrained.ts';
 import { type LayersModel, type Tensor, tf } from '../../worker/tf.ts';
 
@@ -139,7 +139,7 @@ async function build(given: Experiment) {
     const { offset, size } = model.layout.tensors.find((each) => each.name === name)!;
     return [...values.slice(offset, offset + size)];
   };
-  return { model, tensor, values, prepared };
+  return { model, tensor, values, prepared, experiment, config };
 }
 
 const valuesOf = (model: LayersModel, name: string) => {
@@ -232,6 +232,84 @@ describe('pretrained', () => {
     expect(built.tensor('origin/trunk/bias')).toEqual([0, 0, 0, 0]);
     const again = await build(given);
     expect(again.values).toEqual(built.values);
+  });
+
+  test('safetensors with elements of half the size, and with whole numbers', async () => {
+    // 1, −2, the smallest and the largest half, and thirds as far as each type has them.
+    const halves = Uint16Array.of(0x3c00, 0xc000, 0x0001, 0x7bff);
+    const brains = Uint16Array.of(0x3f80, 0xc000, 0x0001, 0x3eab);
+    const parts = [
+      ['a', 'F16', halves, [1, -2, 2 ** -24, 65_504]],
+      ['b', 'BF16', brains, [1, -2, 2 ** -133, 0.333984375]],
+      ['c', 'I8', Int8Array.of(-128, 127, 0, 3), [-128, 127, 0, 3]],
+      ['d', 'I16', Int16Array.of(-32_768, 7, 0, 1), [-32_768, 7, 0, 1]],
+      ['e', 'BOOL', Uint8Array.of(1, 0, 1, 1), [1, 0, 1, 1]],
+      ['f', 'I64', BigInt64Array.of(3n, -4n, 2n ** 40n, 0n), [3, -4, 2 ** 40, 0]],
+    ] as const;
+    const header = encodeSafetensorsHeader(
+      parts.map(([name, dtype, { byteLength }]) => ({ name, dtype, shape: [4], byteLength })),
+    );
+    const bytes = Buffer.concat([
+      header,
+      ...parts.map(([, , { buffer }]) => new Uint8Array(buffer)),
+    ]);
+    const path = join(folder, 'w.safetensors');
+    writeFileSync(path, bytes);
+    const sha256 = createHash('sha256').update(bytes).digest('hex');
+    const { tensors } = await openPretrained(path, { sha256 });
+    for (const [name, , , values] of parts) {
+      expect([...tensors.get(name)!.values]).toEqual(values);
+    }
+    // An infinite half is no parameter.
+    halves[2] = 0x7c00;
+    const infinite = Buffer.concat([
+      header,
+      ...parts.map(([, , { buffer }]) => new Uint8Array(buffer)),
+    ]);
+    writeFileSync(path, infinite);
+    const other = createHash('sha256').update(infinite).digest('hex');
+    await expect(openPretrained(path, { sha256: other })).rejects.toThrow(
+      'element 2 of tensor "a" is Infinity',
+    );
+  });
+
+  test('a model for a checkpoint needs the layers alone, which the run keeps', async () => {
+    const saved = withValues(original());
+    const sha256 = write(await written(saved));
+    const until = 'norm';
+    const given: Experiment = {
+      ...experimentWith({ sha256, until }),
+      model: ({ pretrained }) =>
+        tf.sequential({ layers: [pretrained!, tf.layers.dense({ units: 5 })] }),
+    };
+    const { model, values, prepared, experiment, config } = await build(given);
+    const { architecture } = model;
+    rmSync(file);
+    const again = await buildModel(experiment, config, prepared, {
+      later: { architecture: architecture! },
+    });
+    models.push(again);
+    expect(again.layout).toEqual(model.layout);
+    model.load(values.slice());
+    again.load(values.slice());
+    const minibatch = gather(prepared, 'train', [0, 1, 2]);
+    expect((await again.predict(minibatch)).values).toEqual(
+      (await model.predict(minibatch)).values,
+    );
+    // A run of an older release has not kept them.
+    await expect(buildModel(experiment, config, prepared, { later: {} })).rejects.toMatchObject({
+      code: 'DP_DATA_MISSING',
+      message: expect.stringContaining('The layers of the model are in this file'),
+    });
+    const later = { architecture: Buffer.from('nothing').toString('base64') };
+    await expect(buildModel(experiment, config, prepared, { later })).rejects.toMatchObject({
+      code: 'DP_CHECKPOINT_CORRUPT',
+    });
+    // Layers whose text is too long, even compressed, are not kept.
+    const random = randomBytes(LIMITS.keptArchitectureBytesMax).toString('base64');
+    const most = Math.floor(LIMITS.keptArchitectureBytesMax / 4) * 3;
+    expect(packArchitecture({ random })).toBeNull();
+    expect(packArchitecture({ random: random.slice(0, most / 2) })).not.toBeNull();
   });
 
   test('safetensors, with names that differ', async () => {
@@ -437,16 +515,25 @@ describe('a file that cannot be used', () => {
     [
       'an unknown layer',
       ({ json }) => Object.assign(topology(json).config.layers[0]!, { class_name: 'Strange' }),
-      ...(['DP_EXPERIMENT_INVALID', 'tfjs cannot build the model'] as const),
+      ...(['DP_EXPERIMENT_INVALID', 'class Strange, which TensorFlow.js does not have'] as const),
     ],
     [
-      'a GRU of Keras 2 and 3',
+      'no list of layers',
+      ({ json }) => Object.assign(topology(json), { config: { name: 'empty' } }),
+      ...(['DP_DATA_CORRUPT', 'without a list of layers'] as const),
+    ],
+    [
+      'two directions that differ',
       ({ json }) =>
         Object.assign(topology(json).config.layers[0]!, {
-          class_name: 'GRU',
-          config: { name: 'gru', units: 2, reset_after: true },
+          class_name: 'Bidirectional',
+          config: {
+            name: 'both',
+            layer: { class_name: 'LSTM', config: { name: 'forward_l', units: 2 } },
+            backward_layer: { class_name: 'LSTM', config: { name: 'backward_l', units: 3 } },
+          },
         }),
-      ...(['DP_EXPERIMENT_INVALID', "'gru' of"] as const),
+      ...(['DP_EXPERIMENT_INVALID', "'both' has a backward_layer with other settings"] as const),
     ],
   ];
   test.each(cases)('%s', async (_, change, code, message) => {
@@ -552,6 +639,12 @@ describe('a file that cannot be used', () => {
     expect(check({ from: 'model.h5', sha256: '' })).toThrow('pretrained: from is "model.h5"');
     expect(check({ from: 'model.json' })).toThrow('pretrained: sha256 is missing');
     expect(check({ from: 'model.json', sha256: '', freze: [] })).toThrow("did you mean 'freeze'?");
+    expect(check({ from: 'model.json', sha256: '', until: 3 })).toThrow(
+      'until is 3; allowed: the name',
+    );
+    expect(check({ from: 'model.json', sha256: '', inputShape: [0] })).toThrow(
+      'inputShape is [0]; allowed: a list of whole numbers',
+    );
     expect(check({ from: 'model.json', sha256: '', freeze: 'trunk' })).toThrow('freeze is "trunk"');
     const browser = { ...experimentWith({ sha256: '' }), browser: true };
     expect(() => mustBeExperiment(browser, 'x.ts')).toThrow(

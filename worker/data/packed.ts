@@ -12,6 +12,7 @@ import { DATA_PARTS, type DataPart, type ExampleField, type ExperimentData } fro
 
 const DTYPES = { float64: 'F64', float32: 'F32', int32: 'I32', uint8: 'U8' } as const;
 const ARRAYS = { F64: Float64Array, F32: Float32Array, I32: Int32Array, U8: Uint8Array } as const;
+const isPacked = (dtype: Dtype): dtype is keyof typeof ARRAYS => Object.hasOwn(ARRAYS, dtype);
 const COLUMNS = ['inputs', 'targets'] as const;
 
 /** Before the name of a field: no field can be taken for `inputs`. */
@@ -80,6 +81,7 @@ export function unpackData(file: Uint8Array): ExperimentData {
   const { tensors, metadata, dataStart } = header(file);
   for (const { name, dtype, shape, begin, end } of tensors) {
     const at = file.byteOffset + dataStart + begin;
+    if (!isPacked(dtype)) throw corrupt(`its tensor '${name}' is ${dtype}`);
     const Values = ARRAYS[dtype];
     const values = new Values(
       file.buffer as ArrayBuffer,

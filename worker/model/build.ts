@@ -1,4 +1,5 @@
 import type { RunConfig } from '../../shared/config.ts';
+import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { STREAMS } from '../../shared/random.ts';
 import { carriedWeights } from '../carried.ts';
@@ -9,7 +10,7 @@ import { isRecord } from '../fields.ts';
 import { lossesOf, type OneLoss } from '../losses.ts';
 import { described } from '../minibatch-value.ts';
 import { drawNoise, seedRandom } from '../noise.ts';
-import { openPretrained } from '../pretrained/open.ts';
+import { openArchitecture, openPretrained, packArchitecture } from '../pretrained/open.ts';
 import { fillPretrained, loadPretrained, type PretrainedFill } from '../pretrained/pretrained.ts';
 import { type LayersModel, type Tensor, tf } from '../tf.ts';
 import { type DataShape, inputsOf, invalid, targetLike, targetsOf } from './data-shape.ts';
@@ -26,6 +27,9 @@ import { refuseVanishing } from './vanishing.ts';
 
 /** Calls the user's `model()`, and checks that training can use what it gives. */
 
+/** Facts of a run whose checkpoint has all parameters, so that none is read from a pretrained file. */
+export type LoadedLater = Pick<DataFacts, 'architecture'>;
+
 /**
  * @param seed of the initial parameters.
  * @throws DownpourError DP_EXPERIMENT_INVALID: what `model()` gives does not fit the data, or cannot be trained.
@@ -35,16 +39,25 @@ export async function buildInstance(
   config: Pick<RunConfig, 'hyperparameters'> & Partial<RunConfig>,
   data: DataShape,
   seed: number,
+  later: LoadedLater | null = null,
 ): Promise<Instance> {
   refuseVanishing();
   const { hyperparameters } = config;
   const { pretrained } = experiment;
-  const file = pretrained ? await openPretrained(pretrained.from, pretrained) : null;
+  const file = !pretrained
+    ? null
+    : later
+      ? await openArchitecture(pretrained.from, pretrained, later.architecture ?? null)
+      : await openPretrained(pretrained.from, pretrained);
+  const isFresh = later !== null || pretrained?.fresh === true;
   const release = seedRandom(seed, STREAMS.parameters);
   let built: unknown;
   let loaded: PretrainedFill['loaded'] = null;
   try {
-    if (file) loaded = await loadPretrained(file, pretrained!.from, pretrained!.fresh === true);
+    if (file) {
+      const mayDiffer = pretrained!.inputShape !== undefined;
+      loaded = await loadPretrained(file, pretrained!.from, { fresh: isFresh, mayDiffer });
+    }
     built = await experiment.model({
       tf,
       seed,
@@ -73,7 +86,7 @@ export async function buildInstance(
   }
   try {
     const match =
-      file && !pretrained!.fresh
+      file && !isFresh
         ? fillPretrained(own.weights, { pretrained: pretrained!, file, loaded })
         : null;
     const isUsed = new Set<unknown>(own.weights.map(({ variable }) => variable));
@@ -81,13 +94,15 @@ export async function buildInstance(
       const variable = weight.read();
       if (!isUsed.has(variable) && !variable.isDisposed) variable.dispose();
     }
+    const architecture = file ? packArchitecture(file.topology) : null;
+    const taken = { ...own, match, architecture };
     if (experiment.objective) {
       const { carried } = experiment;
       const args = { seed, hyperparameters, inputShape: [...data.inputShape] };
       const weights = carried ? carriedWeights(carried, args, config) : [];
-      return { ...own, match, weights: [...own.weights, ...weights], outputShape: [] };
+      return { ...taken, weights: [...own.weights, ...weights], outputShape: [] };
     }
-    return { ...own, match, outputShape: checkPredictions(experiment, own, data) };
+    return { ...taken, outputShape: checkPredictions(experiment, own, data) };
   } catch (error) {
     disposeInstance(own);
     throw error;

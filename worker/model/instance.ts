@@ -47,10 +47,12 @@ export interface Instance {
   readonly foreign: boolean;
   /** What has its values from a pretrained file; null: nothing was asked for. */
   readonly match: PretrainedMatch | null;
+  /** The layers of a pretrained file, for the facts of a run; null: there are none, or they are too long. */
+  readonly architecture: string | null;
 }
 
 /** Before its predictions have been looked at. */
-export type OwnInstance = Omit<Instance, 'outputShape' | 'match'>;
+export type OwnInstance = Omit<Instance, 'outputShape' | 'match' | 'architecture'>;
 
 /** A tensor of the model, and its place in the flat vector. */
 export type PlacedWeight = PlacedTensor & ModelWeight;

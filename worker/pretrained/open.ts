@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto';
 import { readFile, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { deflateRawSync, inflateRawSync } from 'node:zlib';
 import type { io } from '@tensorflow/tfjs-core';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import { decodeSafetensorsHeader } from '../../shared/safetensors.ts';
+import { type Dtype, decodeSafetensorsHeader } from '../../shared/safetensors.ts';
 import { isRecord } from '../fields.ts';
 import { tf } from '../tf.ts';
 import type { Pretrained, PretrainedFile, PretrainedTensor } from './pretrained.ts';
@@ -17,26 +18,34 @@ const HASH = /^[0-9a-f]{64}$/;
 const ELEMENT_BYTES: Readonly<Record<string, number>> = { float32: 4, int32: 4, bool: 1 };
 const QUANTISED_BYTES: Readonly<Record<string, number>> = { uint8: 1, uint16: 2, float16: 2 };
 
+/** What the files of a pretrained model hold, before anything is compared or built. */
+export interface ReadPretrained {
+  /** Of a safetensors file; of a model.json and then its weight files. */
+  readonly sha256: string;
+  /** `modelTopology` of a model.json; null: a safetensors file. */
+  readonly modelTopology: unknown;
+  readonly tensors: PretrainedFile['tensors'];
+}
+
 /**
- * Reads a `model.json` of tfjs layers with its weights, or a safetensors file, and compares its hash.
+ * Reads a `model.json` of tfjs layers with its weights, or a safetensors file.
  * @param path absolute.
+ * @param sha256 that the files must have; null: any.
  * @throws DownpourError DP_DATA_MISSING: a file is not there; DP_DATA_CORRUPT: it is damaged, truncated, too large or
  *   contradicts itself; DP_DATA_MISMATCH: it has another hash; DP_EXPERIMENT_INVALID: a model that cannot be trained.
  */
-export async function openPretrained(
-  path: string,
-  { sha256 }: Pick<Pretrained, 'sha256'>,
-): Promise<PretrainedFile> {
+export async function readPretrained(path: string, sha256: string | null): Promise<ReadPretrained> {
   const isTensors = path.endsWith('.safetensors');
   const max = isTensors ? LIMITS.pretrainedBytesMax : LIMITS.topologyBytesMax;
   const bytes = await readWithin(path, max, `the pretrained file ${path}`);
+  const hash = createHash('sha256').update(bytes);
   if (isTensors) {
-    mustHaveHash(path, createHash('sha256').update(bytes).digest('hex'), sha256);
-    return { topology: null, tensors: readSafetensors(path, bytes) };
+    const seen = hash.digest('hex');
+    if (sha256 !== null) mustHaveHash(path, seen, sha256);
+    return { sha256: seen, modelTopology: null, tensors: readSafetensors(path, bytes) };
   }
   const json = parseModel(path, bytes);
   const { specs, paths } = readManifest(path, json.weightsManifest);
-  const hash = createHash('sha256').update(bytes);
   const groups: Uint8Array[][] = [];
   let total = 0;
   for (const [i, names] of paths.entries()) {
@@ -55,12 +64,72 @@ export async function openPretrained(
     groups.push(await Promise.all(files.map((file) => readFile(file))));
   }
   for (const shard of groups.flat()) hash.update(shard);
-  mustHaveHash(path, hash.digest('hex'), sha256);
+  const seen = hash.digest('hex');
+  if (sha256 !== null) mustHaveHash(path, seen, sha256);
   const tensors = new Map<string, PretrainedTensor>();
   for (const [i, shards] of groups.entries()) {
     for (const [name, tensor] of decode(path, specs[i]!, shards)) tensors.set(name, tensor);
   }
-  return { topology: topologyOf(path, json.modelTopology), tensors };
+  return { sha256: seen, modelTopology: json.modelTopology, tensors };
+}
+
+/** What an experiment begins with. @throws DownpourError what `readPretrained` and `topologyOf` throw. */
+export async function openPretrained(
+  path: string,
+  { sha256, ...cut }: Pick<Pretrained, 'sha256' | 'until' | 'inputShape'>,
+): Promise<PretrainedFile> {
+  const { modelTopology, tensors } = await readPretrained(path, sha256);
+  const topology = path.endsWith('.safetensors') ? null : topologyOf(path, modelTopology, cut);
+  return { topology, tensors };
+}
+
+/**
+ * The architecture for a model whose parameters are loaded from a checkpoint: the weights of the file are not needed.
+ * @param kept what the run has kept of it; null: nothing.
+ * @throws DownpourError what `openPretrained` throws, with the reason for which the file is needed.
+ */
+export async function openArchitecture(
+  path: string,
+  pretrained: Pick<Pretrained, 'sha256' | 'until' | 'inputShape'>,
+  kept: string | null,
+): Promise<PretrainedFile> {
+  if (path.endsWith('.safetensors')) return { topology: null, tensors: new Map() };
+  if (kept !== null) return { topology: unpackArchitecture(kept), tensors: new Map() };
+  try {
+    const { topology } = await openPretrained(path, pretrained);
+    return { topology, tensors: new Map() };
+  } catch (cause) {
+    if (!(cause instanceof DownpourError)) throw cause;
+    throw new DownpourError(
+      cause.code,
+      `${cause.message}. The layers of the model are in this file: the run was trained by an older release, or the file has too many layers, so the checkpoint has the parameters alone`,
+      { cause },
+    );
+  }
+}
+
+/** For the facts of a run: base64 of compressed JSON. @returns null: it is too large to be kept. */
+export function packArchitecture(topology: PretrainedFile['topology']): string | null {
+  if (topology === null) return null;
+  const packed = deflateRawSync(JSON.stringify(topology)).toString('base64');
+  return packed.length > LIMITS.keptArchitectureBytesMax ? null : packed;
+}
+
+function unpackArchitecture(packed: string): Record<string, unknown> {
+  try {
+    const bytes = inflateRawSync(Buffer.from(packed, 'base64'), {
+      maxOutputLength: LIMITS.topologyBytesMax,
+    });
+    const topology: unknown = JSON.parse(bytes.toString('utf8'));
+    if (isRecord(topology)) return topology;
+    throw new Error('it is not an object');
+  } catch (cause) {
+    throw new DownpourError(
+      'DP_CHECKPOINT_CORRUPT',
+      `the architecture that the run has kept cannot be read (${errorText(cause)}): use another checkpoint of the run`,
+      { cause },
+    );
+  }
 }
 
 /** The safe way to say which file is meant: every worker, and a run that is resumed, begin with the same numbers. */
@@ -211,6 +280,29 @@ function decode(
   });
 }
 
+/** The elements of a tensor as float32. All of F16, BF16, I8, I16 and BOOL are exact; F64, I64 and I32 are rounded. */
+const FLOATS: Readonly<Record<Dtype, (buffer: ArrayBuffer) => Float32Array>> = {
+  F32: (buffer) => new Float32Array(buffer),
+  F64: (buffer) => Float32Array.from(new Float64Array(buffer)),
+  F16(buffer) {
+    const shape = [buffer.byteLength / 2];
+    const spec = { name: 'half', shape, dtype: 'float32', quantization: { dtype: 'float16' } };
+    const { half } = tf.io.decodeWeights(buffer, [spec as io.WeightsManifestEntry]);
+    const values = Float32Array.from(half!.dataSync());
+    half!.dispose();
+    return values;
+  },
+  // The upper half of a float32.
+  BF16: (buffer) =>
+    new Float32Array(Uint32Array.from(new Uint16Array(buffer), (bits) => bits << 16).buffer),
+  I64: (buffer) => Float32Array.from(new BigInt64Array(buffer), Number),
+  I32: (buffer) => Float32Array.from(new Int32Array(buffer)),
+  I16: (buffer) => Float32Array.from(new Int16Array(buffer)),
+  I8: (buffer) => Float32Array.from(new Int8Array(buffer)),
+  U8: (buffer) => Float32Array.from(new Uint8Array(buffer)),
+  BOOL: (buffer) => Float32Array.from(new Uint8Array(buffer)),
+};
+
 function readSafetensors(path: string, bytes: Uint8Array): Map<string, PretrainedTensor> {
   let header: ReturnType<typeof decodeSafetensorsHeader>;
   try {
@@ -224,13 +316,7 @@ function readSafetensors(path: string, bytes: Uint8Array): Map<string, Pretraine
     // A copy: the place in the file may not be a multiple of the element's size.
     const [from, to] = [header.dataStart + begin, header.dataStart + end];
     const { buffer } = new Uint8Array(bytes.subarray(from, to));
-    const stored = {
-      F32: () => new Float32Array(buffer),
-      F64: () => Float32Array.from(new Float64Array(buffer)),
-      I32: () => Float32Array.from(new Int32Array(buffer)),
-      U8: () => Float32Array.from(new Uint8Array(buffer)),
-    };
-    const values = stored[dtype]();
+    const values = FLOATS[dtype](buffer);
     mustBeFinite(path, name, values);
     tensors.set(name, { shape, values });
   }

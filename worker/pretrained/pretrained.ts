@@ -2,6 +2,8 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 import { matchesPattern } from '../../shared/name-pattern.ts';
 import { nearest } from '../../shared/spelling.ts';
 import { type FieldRules, isRecord } from '../fields.ts';
+// Keras's GRU becomes a layer of ours, which is found by its name.
+import '../reset-after-gru.ts';
 import { type LayersModel, tf, type Variable } from '../tf.ts';
 
 /** `pretrained` of an experiment: initial parameters from a file, and its architecture for `model()`. */
@@ -17,6 +19,10 @@ export interface Pretrained {
   readonly freeze?: readonly string[];
   /** Only the architecture is used, with fresh parameters. Default false. */
   readonly fresh?: boolean;
+  /** The last layer of a model.json that is used; default: all layers are. */
+  readonly until?: string;
+  /** The shape of one example, in the place of that in a model.json: photographs of another size for convolutions. */
+  readonly inputShape?: readonly number[];
 }
 
 /** A tensor of a file. */
@@ -57,6 +63,16 @@ export const PRETRAINED_FIELDS: FieldRules<keyof Pretrained> = {
     test: (v) => v === undefined || (Array.isArray(v) && v.length > 0 && v.every(isText)),
   },
   fresh: { allowed: 'true or false', test: (v) => v === undefined || typeof v === 'boolean' },
+  until: {
+    allowed: 'the name of a layer of the file',
+    test: (v) => v === undefined || isText(v),
+  },
+  inputShape: {
+    allowed: 'a list of whole numbers above 0: [96, 96, 3]',
+    test: (v) =>
+      v === undefined ||
+      (Array.isArray(v) && v.length > 0 && v.every((d) => Number.isSafeInteger(d) && d > 0)),
+  },
 };
 
 /** The model of a file for `model()`. */
@@ -64,6 +80,14 @@ export interface LoadedPretrained {
   readonly model: LayersModel;
   /** The name in the file of each variable that has its values from there. */
   readonly names: ReadonlyMap<Variable, string>;
+}
+
+/** How the parameters of a file go into its layers. */
+export interface LoadOptions {
+  /** They do not. */
+  readonly fresh: boolean;
+  /** Those that do not fit stay fresh: the file's are for an input of another shape. */
+  readonly mayDiffer: boolean;
 }
 
 /**
@@ -74,9 +98,10 @@ export interface LoadedPretrained {
 export async function loadPretrained(
   { topology, tensors }: PretrainedFile,
   where: string,
-  fresh: boolean,
+  { fresh, mayDiffer }: LoadOptions,
 ): Promise<LoadedPretrained | null> {
   if (topology === null) return null;
+  mustKnowLayers(topology, where);
   let model: LayersModel;
   try {
     model = await tf.loadLayersModel({ load: async () => ({ modelTopology: topology }) });
@@ -92,6 +117,7 @@ export async function loadPretrained(
   for (const weight of model.weights) {
     const [name, tensor] = stored(weight.originalName, tensors) ?? [weight.originalName, null];
     if (String(tensor?.shape) !== String(weight.shape)) {
+      if (tensor && mayDiffer) continue;
       const seen = tensor ? `of shape [${tensor.shape}]` : 'not at all';
       model.dispose();
       throw new DownpourError(
@@ -106,16 +132,53 @@ export async function loadPretrained(
   return { model, names };
 }
 
-/** Keras 3 has the name of the model before the names of its layers. */
+/**
+ * @throws DownpourError DP_EXPERIMENT_INVALID: a layer is of a class that nobody has registered. Its own error would not
+ *   say which layer it is.
+ */
+function mustKnowLayers(topology: Record<string, unknown>, where: string): void {
+  const known = tf.serialization.SerializationMap.getMap().classNameMap;
+  const { config } = topology as { config: unknown };
+  const layers = (Array.isArray(config) ? config : (config as { layers?: unknown }).layers) as {
+    readonly class_name?: unknown;
+    readonly name?: string;
+    readonly config?: Record<string, unknown>;
+  }[];
+  for (const [i, layer] of layers.entries()) {
+    const kind = String(layer.class_name);
+    if (isRecord(layer.config) && Array.isArray(layer.config.layers)) {
+      mustKnowLayers(layer as Record<string, unknown>, where);
+    }
+    if (Object.hasOwn(known, kind)) continue;
+    const nameOf = (at: number) => String(layers[at]?.name ?? layers[at]?.config?.name);
+    const before =
+      i > 1 ? `pretrained.until: '${nameOf(i - 1)}' takes the layers before it alone; or ` : '';
+    throw invalid(
+      `layer '${nameOf(i)}' of ${where} is of the class ${kind.slice(0, 80)}, which TensorFlow.js does not have: ${before}write the class in the experiment's file and call tf.serialization.registerClass with it`,
+    );
+  }
+}
+
+/**
+ * Keras 3 has the name of the model before the names of its layers, and since TensorFlow 2.2 that of the cell of a recurrent
+ * layer stands between the layer and its weight: `gru/gru_cell/kernel` is `gru/kernel` here. The `depthwise_kernel` of a
+ * depthwise convolution is a `kernel` in Keras 3.
+ */
 function stored(
   name: string,
   tensors: PretrainedFile['tensors'],
 ): [string, PretrainedTensor] | null {
   const own = tensors.get(name);
   if (own) return [name, own];
-  const longer = [...tensors].filter(([each]) => each.endsWith(`/${name}`));
-  return longer.length === 1 ? longer[0]! : null;
+  const isSame = (given: string) => given === name || given.endsWith(`/${name}`);
+  const longer = [...tensors].filter(([each]) => isSame(each) || isSame(withoutCell(each)));
+  if (longer.length === 1) return longer[0]!;
+  const depthwise = '/depthwise_kernel';
+  if (longer.length > 1 || !name.endsWith(depthwise)) return null;
+  return stored(`${name.slice(0, -depthwise.length)}/kernel`, tensors);
 }
+
+const withoutCell = (name: string) => name.replace(/\/[^/]*_cell(?:_\d+)?(?=\/[^/]+$)/, '');
 
 function assign(variable: Variable, { shape, values }: PretrainedTensor): void {
   tf.tidy(() => variable.assign(tf.tensor(values, [...shape], 'float32')));

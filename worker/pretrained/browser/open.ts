@@ -4,10 +4,14 @@ import { DownpourError } from '../../../shared/errors.ts';
 
 type Original = typeof import('../open.ts');
 
-/** @throws DownpourError DP_EXPERIMENT_INVALID always. */
-export const openPretrained: Original['openPretrained'] = async () => {
+const refuse = (): never => {
   throw new DownpourError(
     'DP_EXPERIMENT_INVALID',
     'the experiment has pretrained, whose file a page does not have: train it by workers of downpour work',
   );
 };
+
+/** @throws DownpourError DP_EXPERIMENT_INVALID always. */
+export const openPretrained: Original['openPretrained'] = async () => refuse();
+export const openArchitecture: Original['openArchitecture'] = async () => refuse();
+export const packArchitecture: Original['packArchitecture'] = refuse;
