@@ -9,7 +9,7 @@ import { type Layer, type LayerInputs, registerOwnClass, type Tensor, tf } from 
 type CellArguments = Parameters<typeof tf.layers.gruCell>[0];
 export type ResetAfterGruArguments = Parameters<typeof tf.layers.gru>[0];
 
-type LayerWeight = Layer['weights'][number];
+type GruWeight = Layer['weights'][number];
 type AddWeight = Parameters<Layer['addWeight']>;
 
 /** What tfjs-layers' own cell has and does not export. */
@@ -20,9 +20,9 @@ interface OlderCell extends Layer {
   readonly recurrentDropout: number;
   dropoutMask: Tensor | Tensor[] | null;
   recurrentDropoutMask: Tensor | Tensor[] | null;
-  readonly kernel: LayerWeight;
-  readonly recurrentKernel: LayerWeight;
-  readonly bias: LayerWeight | null;
+  readonly kernel: GruWeight;
+  readonly recurrentKernel: GruWeight;
+  readonly bias: GruWeight | null;
 }
 
 const OlderCell = tf.layers.gruCell({ units: 1 }).constructor as unknown as new (

@@ -19,8 +19,8 @@ const ELEMENT_BYTES: Readonly<Record<string, number>> = { float32: 4, int32: 4, 
 const QUANTISED_BYTES: Readonly<Record<string, number>> = { uint8: 1, uint16: 2, float16: 2 };
 
 /** What the files of a pretrained model hold, before anything is compared or built. */
-export interface ReadPretrained {
-  /** Of a safetensors file; of a model.json and then its weight files. */
+interface ReadPretrained {
+  /** The hash of a safetensors file, or of a model.json and then its weight files. */
   readonly sha256: string;
   /** `modelTopology` of a model.json; null: a safetensors file. */
   readonly modelTopology: unknown;
@@ -34,7 +34,7 @@ export interface ReadPretrained {
  * @throws DownpourError DP_DATA_MISSING: a file is not there; DP_DATA_CORRUPT: it is damaged, truncated, too large or
  *   contradicts itself; DP_DATA_MISMATCH: it has another hash; DP_EXPERIMENT_INVALID: a model that cannot be trained.
  */
-export async function readPretrained(path: string, sha256: string | null): Promise<ReadPretrained> {
+async function readPretrained(path: string, sha256: string | null): Promise<ReadPretrained> {
   const isTensors = path.endsWith('.safetensors');
   const max = isTensors ? LIMITS.pretrainedBytesMax : LIMITS.topologyBytesMax;
   const bytes = await readWithin(path, max, `the pretrained file ${path}`);
