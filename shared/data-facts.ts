@@ -42,17 +42,31 @@ const ColumnFactsSchema = Type.Object(
 
 const TransformSchema = Type.Object(
   {
-    kind: Type.Union([Type.Literal('none'), Type.Literal('global'), Type.Literal('feature')], {
-      description: 'No mean and deviation, one for all numbers, or one for each number.',
-    }),
+    kind: Type.Union(
+      [Type.Literal('none'), Type.Literal('global'), Type.Literal('feature'), Type.Literal('zca')],
+      {
+        description:
+          'No mean and deviation, one for all numbers, or one for each number. `zca`: one mean for each number, and a matrix.',
+      },
+    ),
     scale: Type.Number({ description: '1/255 for inputs of kind `uint8`, else 1.' }),
     mean: doubles(
       'Of x · scale in the training part: no number, one, or one for each number of an example, as base64 of little-endian float64.',
     ),
-    deviation: doubles('As `mean`: standard deviations. Each is above 0.'),
+    deviation: doubles('As `mean`: standard deviations. Each is above 0. For `zca` all are 1.'),
+    epsilon: Type.Optional(
+      Type.Number({
+        description: 'For `zca`: what was added to each eigenvalue of the covariance.',
+      }),
+    ),
+    matrix: Type.Optional(
+      doubles(
+        'For `zca`: the upper triangle of the symmetric matrix that the centred numbers of an example are multiplied by, row by row.',
+      ),
+    ),
   },
   closed(
-    'What is done to each number x of the inputs: (x · scale − mean) / deviation. For `none` it is x · scale. A missing number (NaN) becomes 0, the mean.',
+    'What is done to each number x of the inputs: (x · scale − mean) / deviation. For `none` it is x · scale. For `zca` the numbers of an example are then multiplied by `matrix`. A missing number (NaN) becomes 0, the mean.',
   ),
 );
 
@@ -111,17 +125,21 @@ export const DataFactsSchema = Type.Object(
 export type DataFacts = Static<typeof DataFactsSchema>;
 
 /**
- * What is done to every input x: (x · scale − mean) / deviation. Plain numbers, so that an exported
- * model can carry it as JSON.
+ * What is done to every input x: (x · scale − mean) / deviation, and for `zca` the product with a matrix. JSON, so that an
+ * exported model can carry it.
  */
 export interface Transform {
-  readonly kind: 'none' | 'global' | 'feature';
+  readonly kind: 'none' | 'global' | 'feature' | 'zca';
   /** 1/255 for bytes, else 1. */
   readonly scale: number;
-  /** The mean of x · scale in the training part. Length: none 0, global 1, feature one a feature of an example. */
+  /** The mean of x · scale in the training part. Length: none 0, global 1, feature and zca one a feature of an example. */
   readonly mean: readonly number[];
-  /** As `mean`; 1 where a feature never varies. */
+  /** As `mean`; 1 where a feature never varies, and for zca. */
   readonly deviation: readonly number[];
+  /** For zca: what was added to each eigenvalue. */
+  readonly epsilon?: number;
+  /** For zca: the upper triangle of a symmetric matrix for the centred numbers, row by row, as base64 of float64. */
+  readonly matrix?: string;
 }
 
 const validator = Compile(DataFactsSchema);
@@ -227,7 +245,7 @@ function transformContradiction(
   const { kind } = transform;
   const count = kind === 'none' ? 0 : kind === 'global' ? 1 : sizeOf(shape);
   for (const each of ['mean', 'deviation'] as const) {
-    const values = doublesOf(transform[each]);
+    const values = unpackDoubles(transform[each]);
     if (values.length !== count) {
       return `have ${values.length} numbers as ${each}; '${kind}' of inputs of shape [${shape}] needs ${count}`;
     }
@@ -235,37 +253,62 @@ function transformContradiction(
       return `have a ${each} that is not ${each === 'mean' ? 'finite' : 'above 0'}`;
     }
   }
-  return null;
+  return matrixContradiction(transform, count);
 }
 
-function doublesOf(base64: string): Float64Array {
+function matrixContradiction(
+  { kind, matrix, epsilon }: DataFacts['transform'],
+  size: number,
+): string | null {
+  if (kind !== 'zca') {
+    return matrix === undefined && epsilon === undefined
+      ? null
+      : `have a matrix or an epsilon, which '${kind}' has not`;
+  }
+  if (size > LIMITS.whitenedInputsMax) {
+    return `have a matrix for ${size} inputs; at most ${LIMITS.whitenedInputsMax} are whitened`;
+  }
+  if (!(epsilon !== undefined && epsilon > 0 && Number.isFinite(epsilon))) {
+    return `have the epsilon ${epsilon}; 'zca' needs one above 0`;
+  }
+  const values = unpackDoubles(matrix ?? '');
+  const wanted = (size * (size + 1)) / 2;
+  if (values.length !== wanted) {
+    return `have a matrix of ${values.length} numbers; 'zca' of ${size} inputs needs ${wanted}`;
+  }
+  return values.every(Number.isFinite) ? null : 'have a matrix that is not finite';
+}
+
+/** Numbers as base64 of little-endian float64. */
+export const packDoubles = (values: ArrayLike<number>): string =>
+  // −0 would come out of JSON as 0.
+  base64Of(new Uint8Array(Float64Array.from(values, (value) => value + 0).buffer));
+
+export function unpackDoubles(base64: string): Float64Array {
   const bytes = bytesOfBase64(base64);
   return new Float64Array(bytes.buffer, 0, Math.floor(bytes.length / 8));
 }
 
 /** @throws DownpourError DP_DATA_CORRUPT: the data have no finite mean, or a deviation of 0. */
 export function packTransform(transform: Transform): DataFacts['transform'] {
-  const { kind, scale, mean, deviation } = transform;
+  const { kind, scale, mean, deviation, epsilon, matrix } = transform;
   if (!mean.every(Number.isFinite) || !deviation.every((d) => Number.isFinite(d) && d > 0)) {
     throw new DownpourError(
       'DP_DATA_CORRUPT',
       'mean or deviation of the training inputs is not a finite number: the values are too large to be standardised; scale them in data()',
     );
   }
-  // −0 would come out of JSON as 0.
-  const pack = (values: readonly number[]) =>
-    base64Of(new Uint8Array(Float64Array.from(values, (value) => value + 0).buffer));
-  return { kind, scale, mean: pack(mean), deviation: pack(deviation) };
+  return {
+    ...{ kind, scale, mean: packDoubles(mean), deviation: packDoubles(deviation) },
+    ...(epsilon === undefined ? {} : { epsilon }),
+    ...(matrix === undefined ? {} : { matrix }),
+  };
 }
 
 /** What `packTransform` packed. */
-export function unpackTransform({
-  kind,
-  scale,
-  mean,
-  deviation,
-}: DataFacts['transform']): Transform {
-  return { kind, scale, mean: [...doublesOf(mean)], deviation: [...doublesOf(deviation)] };
+export function unpackTransform(packed: DataFacts['transform']): Transform {
+  const { mean, deviation, ...others } = packed;
+  return { ...others, mean: [...unpackDoubles(mean)], deviation: [...unpackDoubles(deviation)] };
 }
 
 function sizeOf(shape: readonly number[]): number {

@@ -15,6 +15,8 @@ export const LIMITS = {
   sourceCacheBytes: 2 ** 26,
   /** A row group of a Parquet file, decoded. */
   rowGroupBytesMax: 2 ** 29,
+  /** Numbers of an example that are whitened together: each is a row and a column of a matrix. */
+  whitenedInputsMax: 1_024,
   /** Shards of tar archives that are one data set, examples of one shard, and bytes of a member that is read. */
   tarShardsMax: 10_000,
   tarShardExamplesMax: 2 ** 20,

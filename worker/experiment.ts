@@ -13,8 +13,9 @@ import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
 import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch.ts';
 import type { Carried, CarriedArguments } from './carried.ts';
-import type { ExperimentData, Standardise } from './data/examples.ts';
+import type { ExperimentData } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
+import type { Standardise } from './data/transform.ts';
 import type { Draws } from './draws.ts';
 import { type FieldRules, fieldProblems, isRecord } from './fields.ts';
 import type { Objective, ObjectiveArguments, ObjectiveModel } from './objective.ts';
@@ -208,7 +209,7 @@ export interface Experiment {
     | 'loss'
     | Measure
     | Readonly<Record<string, 'misclassification' | 'loss' | Measure>>;
-  /** Inputs are brought to mean 0 and deviation 1, by numbers from the training part alone. */
+  /** Inputs are brought to mean 0 and deviation 1, or whitened (`zca`), by numbers from the training part alone. */
   readonly standardise?: Standardise | Readonly<Record<string, Standardise>>;
   /** Defaults of the configuration, weaker than what the command line says. */
   readonly config?: PartialConfig;
@@ -246,7 +247,16 @@ const NO_LOSS = {
 const isLoss = (value: unknown) => isFunction(value) || LOSSES.includes(value as string);
 const isError = (value: unknown) =>
   isFunction(value) || value === 'misclassification' || value === 'loss';
-const isStandardise = (value: unknown) => ['none', 'global', 'feature'].includes(value as string);
+const EPSILON_MAX = 1e6;
+/** Not an input that is called `kind`: its value would be a text alone. */
+const isWhitening = (value: unknown) =>
+  isRecord(value) &&
+  value.kind === 'zca' &&
+  Object.keys(value).every((key) => ['kind', 'epsilon'].includes(key)) &&
+  (value.epsilon === undefined ||
+    (typeof value.epsilon === 'number' && value.epsilon > 0 && value.epsilon <= EPSILON_MAX));
+const isStandardise = (value: unknown) =>
+  ['none', 'global', 'feature', 'zca'].includes(value as string) || isWhitening(value);
 const isByName = (value: unknown, test: (each: unknown) => boolean) =>
   isRecord(value) && Object.keys(value).length > 0 && Object.values(value).every(test);
 
@@ -313,7 +323,7 @@ const FIELDS: FieldRules<keyof Experiment> = {
       (isByName(v, isError) && Object.keys(v as object).length === 1),
   },
   standardise: {
-    allowed: "'none', 'global' or 'feature', or an object with one of these for each input",
+    allowed: `'none', 'global', 'feature', 'zca' or { kind: 'zca', epsilon } with an epsilon above 0 and up to ${EPSILON_MAX}, or an object with one of these for each input`,
     test: (v) => v === undefined || isStandardise(v) || isByName(v, isStandardise),
   },
   config: { allowed: 'an object', test: (v) => v === undefined || isRecord(v) },

@@ -7,6 +7,7 @@ import {
   type DataFacts,
   decodeFacts,
   encodeFacts,
+  packDoubles,
   packTransform,
   type Transform,
   unpackTransform,
@@ -24,15 +25,19 @@ const summary: DataSummary = { ...problem.summary, rawFingerprint: 'raw', depend
 const transform = (size: number): fc.Arbitrary<Transform> => {
   const any = fc.double({ noNaN: true, noDefaultInfinity: true });
   const above = any.filter((value) => value > 0);
-  return fc.constantFrom(...(['none', 'global', 'feature'] as const)).chain((kind) => {
+  return fc.constantFrom(...(['none', 'global', 'feature', 'zca'] as const)).chain((kind) => {
     const length = kind === 'none' ? 0 : kind === 'global' ? 1 : size;
     const of = (values: fc.Arbitrary<number>) =>
       fc.array(values, { minLength: length, maxLength: length });
     // 0, as transforms are made; −0 is another number for `toEqual` alone.
     const mean = of(any.map((value) => value + 0));
+    const triangle = { minLength: (size * (size + 1)) / 2, maxLength: (size * (size + 1)) / 2 };
     return fc.record({
       ...{ kind: fc.constant(kind), scale: fc.constantFrom(1, 1 / 255), mean },
       deviation: of(above),
+      ...(kind === 'zca'
+        ? { epsilon: above, matrix: fc.array(any, triangle).map(packDoubles) }
+        : {}),
     });
   });
 };
@@ -89,6 +94,29 @@ const forked = (source: Run, data?: 'same' | 'other') =>
     source.state(0),
     source.tensors(),
   );
+
+test('facts of whitening that contradict themselves are refused', () => {
+  const whitened = (changes: object) =>
+    encodeFacts({
+      transform: {
+        ...packTransform({ kind: 'zca', scale: 1, mean: [0, 0], deviation: [1, 1] }),
+        ...{ epsilon: 0.1, matrix: packDoubles([1, 0, 1]), ...changes },
+      },
+      inputs: { kind: 'float64', shape: [2] },
+      targets: { kind: 'int32', shape: [] },
+      ...{ classCount: null, classes: null, inputNames: null, targetNames: null },
+    } as DataFacts);
+  expect(decodeFacts(whitened({})).transform.matrix).toBe(packDoubles([1, 0, 1]));
+  for (const [changes, message] of [
+    [{ matrix: packDoubles([1, 0]) }, /matrix of 2 numbers; 'zca' of 2 inputs needs 3/],
+    [{ matrix: undefined }, /matrix of 0 numbers/],
+    [{ matrix: packDoubles([1, Number.NaN, 1]) }, /matrix that is not finite/],
+    [{ epsilon: 0 }, /have the epsilon 0; 'zca' needs one above 0/],
+    [{ kind: 'feature' }, /have a matrix or an epsilon, which 'feature' has not/],
+  ] as const) {
+    expect(() => decodeFacts(whitened(changes))).toThrow(message);
+  }
+});
 
 test('any facts survive join, checkpoint, standby, fork and export, to the bit', () => {
   fc.assert(

@@ -77,6 +77,8 @@ describe('data of a source are prepared as the same arrays are', () => {
     ['a table by its features', table, { standardise: 'feature', loss: 'meanSquaredError' }],
     ['pictures under one mean', pictures, { standardise: 'global', loss: 'softmaxCrossEntropy' }],
     ['pictures as they are', pictures, {}],
+    ['pictures that are whitened', pictures, { standardise: 'zca' }],
+    ['a table that is whitened', table, { standardise: { kind: 'zca', epsilon: 1e-3 } }],
     ['without a validation part', pictures, { validationFraction: 0 }],
     [
       'with a bootstrap of half',

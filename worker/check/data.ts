@@ -95,7 +95,7 @@ function checkScale(prepared: PreparedData): Finding {
   }
   const apart = isTable ? ratio : 1;
   // Standardised by each feature they are as near to 1 as they can be made.
-  const isDone = prepared.transform.kind === 'feature';
+  const isDone = ['feature', 'zca'].includes(prepared.transform.kind);
   const bad = rms > 10 || rms < 0.01 || apart > 1000;
   if (isDone || !(bad || rms > 3 || rms < 0.1 || apart > 30)) {
     return finding('scale', 'ok', text, null, numbers);

@@ -1,7 +1,7 @@
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { type Column, type FieldRole, rowSize } from './columns.ts';
 import type { Stored } from './source.ts';
-import type { InputTransform } from './transform.ts';
+import type { InputTransform, Standardise } from './transform.ts';
 
 /** Examples in plain typed arrays, as an experiment gives them and as training takes them. Nothing here knows of tensors or files. */
 
@@ -90,8 +90,6 @@ export interface PrepareOptions {
   /** There need be no targets: an objective is given the fields that there are. */
   readonly targetsOptional?: boolean;
 }
-
-export type Standardise = InputTransform['kind'];
 
 /** Rows of a part, ready for a tensor. `inputShape` and `targetShape` are of one example. */
 export interface Minibatch {

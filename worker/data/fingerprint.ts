@@ -69,11 +69,15 @@ export interface ChosenRows {
 export function fingerprint(
   raw: string,
   { train, validation }: ChosenRows,
-  { kind, scale }: InputTransform,
+  transform: InputTransform,
   transforms?: Readonly<Record<string, InputTransform>>,
 ): string {
-  const own = Object.entries(transforms ?? {}).map(([name, each]) => [name, each.kind, each.scale]);
-  const sum = dataDigest().update(text([raw, kind, scale, ...own]));
+  const how = ({ kind, scale, epsilon }: InputTransform) => [
+    ...[kind, scale],
+    ...(epsilon === undefined ? [] : [epsilon]),
+  ];
+  const own = Object.entries(transforms ?? {}).map(([name, each]) => [name, ...how(each)]);
+  const sum = dataDigest().update(text([raw, ...how(transform), ...own]));
   for (const rows of [train, validation]) {
     sum.update(text(rows === null ? null : 'rows')).update(rows ?? new Int32Array());
   }

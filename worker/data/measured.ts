@@ -56,7 +56,8 @@ export class Measured {
     );
     if (known) this.#known.set(name, known);
     else if (!isTarget) {
-      this.#moments.push(new InputMoments(name, measuredSize(column, this.#kinds[name]!)));
+      const kind = this.#kinds[name]!;
+      this.#moments.push(new InputMoments(name, column, kind, measuredSize(column, kind)));
       return;
     }
     const checks = known ? inputChecks(column, known) : targetChecks(column);

@@ -2,7 +2,12 @@ import { type Column, rowSize } from './columns.ts';
 import type { DataPart } from './examples.ts';
 import { mayOverflow, Rounding, type RoundingChecks } from './precision.ts';
 import type { NumberRange } from './source.ts';
-import { type MeanAndDeviation, RunningMoments } from './transform.ts';
+import {
+  type MeanAndDeviation,
+  momentsFor,
+  RunningMoments,
+  type Standardise,
+} from './transform.ts';
 
 /** What is measured of the parts of a source after the split, in one pass or two. */
 
@@ -17,16 +22,17 @@ export interface Measurement {
   addSecond(part: DataPart, piece: Column): void;
 }
 
-/** Mean and deviation of an input in the training part. */
+/** Mean and deviation of an input in the training part, and its covariance where it is whitened. */
 export class InputMoments implements Measurement {
   readonly isOfTrain = true;
   readonly needsSecond = true;
   readonly name: string;
-  readonly #moments: RunningMoments;
+  readonly #moments: ReturnType<typeof momentsFor>;
 
-  constructor(name: string, size: number) {
+  /** @param size of `measuredSize`, above 0 */
+  constructor(name: string, column: Column, standardise: Standardise, size: number) {
     this.name = name;
-    this.#moments = new RunningMoments(size);
+    this.#moments = momentsFor(column, standardise, size);
   }
 
   addFirst(_: DataPart, { values }: Column): void {

@@ -71,7 +71,9 @@ export function inputChecks(column: Column, transform: InputTransform): Rounding
   // By their own mean and deviation, all columns are near 1. Under one for all, a dark corner of pictures may be
   // as good as constant; a column of a table may not.
   const scaled =
-    kind === 'feature' || (kind === 'global' && (column.shape.length > 2 || rowSize(column) === 1));
+    kind === 'feature' ||
+    kind === 'zca' ||
+    (kind === 'global' && (column.shape.length > 2 || rowSize(column) === 1));
   return {
     lines: transformLines(transform, rowSize(column)),
     advice: scaled ? null : "set standardise: 'feature', or subtract an offset in data()",

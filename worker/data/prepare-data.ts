@@ -1,13 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { nearest } from '../../shared/spelling.ts';
 import { type Column, type FieldRole, kindOf, rowSize } from './columns.ts';
-import type {
-  Examples,
-  ExperimentData,
-  PreparedData,
-  PrepareOptions,
-  Standardise,
-} from './examples.ts';
+import type { Examples, ExperimentData, PreparedData, PrepareOptions } from './examples.ts';
 import { fieldTransformFor, transformFor } from './facts.ts';
 import { mustHaveSameFields, ofField, viewOf, withField } from './fields.ts';
 import { type ChosenRows, fingerprint, rawFingerprint } from './fingerprint.ts';
@@ -15,7 +9,7 @@ import { agreeing, partsOf } from './parts.ts';
 import { mustBeFinite, mustFitFloat32 } from './precision.ts';
 import { split } from './split.ts';
 import { mustBeTargets, mustVary } from './targets.ts';
-import { fitTransform, type InputTransform } from './transform.ts';
+import { fitTransform, type InputTransform, type Standardise } from './transform.ts';
 
 /** The seeded split, and standardisation by the training part alone (Deep Learning §12.2.1). */
 
@@ -170,7 +164,7 @@ export function standardisationOf(
     if (field.role === 'input') own.push([name, field]);
   }
   const kinds: Record<string, Standardise> = { inputs: 'none' };
-  if (typeof standardise === 'string') {
+  if (isForAll(standardise)) {
     for (const [name, { values }] of own) {
       // Whole numbers of a field are ids: a model looks them up.
       const isId = name !== 'inputs' && kindOf(values) === 'int32';
@@ -190,6 +184,10 @@ export function standardisationOf(
   for (const name of known) kinds[name] = standardise[name] ?? 'none';
   return kinds;
 }
+
+/** Whether it is for every input, and no object with one for each. */
+const isForAll = (given: PrepareOptions['standardise']): given is Standardise =>
+  typeof given === 'string' || given.kind === 'zca';
 
 /** A loss compares targets with predictions. */
 function mustHaveTargets({ train }: ExperimentData, { targetsOptional }: PrepareOptions): void {
