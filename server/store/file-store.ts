@@ -4,6 +4,7 @@ import { diskError, errnoOf, makeFolder, writeSealed } from '../../files/atomic-
 import {
   type BestRecord,
   BestRecordSchema,
+  type Check,
   checkOf,
   damaged,
   type OnDamagedRecord,
@@ -46,7 +47,14 @@ import {
 const SHARDS_FOLDER = '.shards';
 const READS_MAX = 20;
 
-type RecordName = 'run' | 'registry' | 'best' | 'early-stopping';
+/** What the records of a run hold, by their names. */
+interface Records {
+  readonly run: RunRecord;
+  readonly registry: Registry;
+  readonly best: BestRecord;
+  readonly 'early-stopping': unknown;
+}
+type RecordName = keyof Records;
 
 const checkRun = checkOf<RunRecord>(RunRecordSchema);
 const checkRegistry = checkOf<Registry>(RegistrySchema);
@@ -54,7 +62,7 @@ const checkBest = checkOf<BestRecord>(BestRecordSchema);
 const checkShard = checkOf<ShardRecord>(ShardRecordSchema);
 
 /** What a record's file holds may be null: it was taken back. @throws DownpourError DP_STATE_CORRUPT */
-const CHECKS: Record<RecordName, (place: string, value: unknown) => unknown> = {
+const CHECKS: { readonly [N in RecordName]: Check<Records[N]> } = {
   run: checkRun,
   registry: checkRegistry,
   best: checkBest,
@@ -150,8 +158,8 @@ class FileStore implements StateStore {
     return this.#change(token, run, name, async () => ({ write: { value }, result: undefined }));
   }
 
-  #read<T>(run: string, name: RecordName): Promise<T | null> {
-    return readRecord<T>(this.#folder, run, name);
+  #read<N extends RecordName>(run: string, name: N): Promise<Records[N] | null> {
+    return readRecord(this.#folder, run, name);
   }
 
   // Runs.
@@ -166,17 +174,13 @@ class FileStore implements StateStore {
     return this.mayWrite(token);
   }
 
-  getRun(id: string): Promise<RunRecord | null> {
-    return this.#read<RunRecord>(id, 'run');
-  }
-
   async listRuns(): Promise<readonly RunRecord[]> {
     const runs: RunRecord[] = [];
     const isName = new RegExp(NAME_PATTERN);
     const ids = (await namesIn(this.#folder)).filter((name) => isName.test(name));
     await eachOf(ids, async (id) => {
       try {
-        const record = await this.#read<RunRecord>(id, 'run');
+        const record = await this.#read(id, 'run');
         if (record !== null) runs.push(record);
       } catch (error) {
         // Also of a folder that cannot be read: the others can.
@@ -208,10 +212,6 @@ class FileStore implements StateStore {
     });
   }
 
-  async checkpoints(run: string): Promise<readonly CheckpointRecord[]> {
-    return bySequence((await this.#registry(run)).checkpoints);
-  }
-
   async lastCheckpoint(run: string): Promise<CheckpointRecord | null> {
     const { last, checkpoints } = await this.#registry(run);
     return checkpoints.find((c) => c.file === last?.file) ?? null;
@@ -230,7 +230,7 @@ class FileStore implements StateStore {
   }
 
   async #registry(run: string): Promise<Registry> {
-    return (await this.#read<Registry>(run, 'registry')) ?? { last: null, checkpoints: [] };
+    return (await this.#read(run, 'registry')) ?? { last: null, checkpoints: [] };
   }
 
   // The best evaluation, and early stopping.
@@ -242,7 +242,7 @@ class FileStore implements StateStore {
   ): Promise<{ readonly kept: boolean; readonly best: BestRecord }> {
     return this.#change(token, run, 'best', async () => {
       refuseNotFinite(best);
-      const old = await this.#read<BestRecord>(run, 'best');
+      const old = await this.#read(run, 'best');
       if (old === null || best.value < old.value) {
         return { write: { value: best }, result: { kept: true, best } };
       }
@@ -250,16 +250,8 @@ class FileStore implements StateStore {
     });
   }
 
-  getBest(run: string): Promise<BestRecord | null> {
-    return this.#read<BestRecord>(run, 'best');
-  }
-
   putEarlyStopping(token: number, run: string, record: unknown): Promise<void> {
     return this.#put(token, run, 'early-stopping', record);
-  }
-
-  getEarlyStopping(run: string): Promise<unknown> {
-    return this.#read<unknown>(run, 'early-stopping');
   }
 
   // Shards.
@@ -303,7 +295,11 @@ class FileStore implements StateStore {
 }
 
 /** What the record with the highest token holds; null when there is none. Throws DP_STATE_CORRUPT, DP_DISK. */
-async function readRecord<T>(folder: string, run: string, name: RecordName): Promise<T | null> {
+export async function readRecord<N extends RecordName>(
+  folder: string,
+  run: string,
+  name: N,
+): Promise<Records[N] | null> {
   const runFolder = join(folder, checkName(run));
   for (let attempt = 0; ; attempt++) {
     const newest = Math.max(0, ...(await tokensOf(runFolder, name)));
@@ -319,7 +315,7 @@ async function readRecord<T>(folder: string, run: string, name: RecordName): Pro
     }
     const { value } = content;
     if (value === null) return null;
-    const record = CHECKS[name](path, value) as T;
+    const record = CHECKS[name](path, value) as Records[N];
     if (name === 'run' && (record as RunRecord).id !== run) {
       throw damaged(path, `it is of run '${(record as RunRecord).id}'`);
     }

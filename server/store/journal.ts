@@ -233,10 +233,6 @@ class JournaledStore implements StateStore {
     await this.#store.removeRun(token, id);
   }
 
-  getRun(id: string): Promise<RunRecord | null> {
-    return this.#store.getRun(id);
-  }
-
   listRuns(): Promise<readonly RunRecord[]> {
     return this.#store.listRuns();
   }
@@ -250,10 +246,6 @@ class JournaledStore implements StateStore {
     const operation: StoreOperation = { op: 'publish', run: checkName(run), manifest };
     const now = () => this.#store.publishCheckpoint(token, run, manifest);
     return (await this.#write(token, operation, now)) ?? { moved: null };
-  }
-
-  checkpoints(run: string): Promise<readonly CheckpointRecord[]> {
-    return this.#store.checkpoints(run);
   }
 
   lastCheckpoint(run: string): Promise<CheckpointRecord | null> {
@@ -276,18 +268,10 @@ class JournaledStore implements StateStore {
     return (await this.#write(token, operation, now)) ?? { kept: null, best };
   }
 
-  getBest(run: string): Promise<BestRecord | null> {
-    return this.#store.getBest(run);
-  }
-
   async putEarlyStopping(token: number, run: string, record: unknown): Promise<void> {
     losslessJson(record);
     const operation: StoreOperation = { op: 'earlyStopping', run: checkName(run), record };
     await this.#write(token, operation, () => this.#store.putEarlyStopping(token, run, record));
-  }
-
-  getEarlyStopping(run: string): Promise<unknown> {
-    return this.#store.getEarlyStopping(run);
   }
 
   announceShard(id: string, record: ShardRecord | null, ttlMs: number): Promise<void> {

@@ -21,7 +21,6 @@ import { ACQUIRE, BEST, FORGET, PUBLISH, PUT, RELEASE, REMOVE, RENEW } from './r
 import {
   type AcquireOptions,
   byId,
-  bySequence,
   type CheckpointRecord,
   checkName,
   fenced,
@@ -172,10 +171,6 @@ class RedisStore implements StateStore {
     await this.#write(token, REMOVE, [checkpoints, last, ...names], [id]);
   }
 
-  async getRun(id: string): Promise<RunRecord | null> {
-    return this.#redis.read(this.#redis.key('runs'), checkName(id), checkRun);
-  }
-
   async listRuns(): Promise<readonly RunRecord[]> {
     const hash = this.#redis.key('runs');
     const runs: RunRecord[] = [];
@@ -198,12 +193,6 @@ class RedisStore implements StateStore {
     const args = [run, file, summary, step, kind === 'best' ? 0 : 1];
     const [moved] = await this.#write(token, PUBLISH, this.#checkpointKeys(run), args);
     return { moved: moved === 1 };
-  }
-
-  async checkpoints(run: string): Promise<readonly CheckpointRecord[]> {
-    const [hash] = this.#checkpointKeys(run);
-    const summaries = await this.#redis.readAll(hash, checkSummary);
-    return bySequence(summaries.map(([, summary]) => summary));
   }
 
   async lastCheckpoint(run: string): Promise<CheckpointRecord | null> {
@@ -238,18 +227,9 @@ class RedisStore implements StateStore {
     return { kept: isSameBest(kept, best), best: kept };
   }
 
-  async getBest(run: string): Promise<BestRecord | null> {
-    return this.#redis.read(this.#redis.key('best'), checkName(run), checkBest);
-  }
-
   async putEarlyStopping(token: number, run: string, record: unknown): Promise<void> {
     const args = [checkName(run), losslessJson(record)];
     await this.#write(token, PUT, [this.#redis.key('early-stopping')], args);
-  }
-
-  async getEarlyStopping(run: string): Promise<unknown> {
-    const hash = this.#redis.key('early-stopping');
-    return this.#redis.read(hash, checkName(run), (_, value) => value);
   }
 
   // Shards.

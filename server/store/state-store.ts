@@ -67,7 +67,6 @@ export interface StateStore {
   readonly away: { readonly sinceMs: number; readonly records: number } | null;
 
   putRun(token: number, record: RunRecord): Promise<void>;
-  getRun(id: string): Promise<RunRecord | null>;
   /** In order of creation. Damaged records are passed over, and told to `onDamaged`. */
   listRuns(): Promise<readonly RunRecord[]>;
 
@@ -84,8 +83,6 @@ export interface StateStore {
     run: string,
     manifest: CheckpointRecord,
   ): Promise<{ readonly moved: boolean | null }>;
-  /** Oldest first. */
-  checkpoints(run: string): Promise<readonly CheckpointRecord[]>;
   /** The checkpoint to resume from. */
   lastCheckpoint(run: string): Promise<CheckpointRecord | null>;
   /** Takes pruned checkpoints out of the registry, by tensor file. */
@@ -100,10 +97,9 @@ export interface StateStore {
     run: string,
     best: BestRecord,
   ): Promise<{ readonly kept: boolean | null; readonly best: BestRecord }>;
-  getBest(run: string): Promise<BestRecord | null>;
 
+  /** For people and tools: the server goes on from the checkpoint. */
   putEarlyStopping(token: number, run: string, record: unknown): Promise<void>;
-  getEarlyStopping(run: string): Promise<unknown>;
 
   /** A shard says that it is there, for `ttlMs`; null: that it goes. Needs no lease. */
   announceShard(id: string, record: ShardRecord | null, ttlMs: number): Promise<void>;

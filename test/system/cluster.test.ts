@@ -11,6 +11,7 @@ import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
 import { enginesFolder } from '../../worker/engine-folder.ts';
 import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 import { buildImage, type Compose, type Image, readCompose } from '../support/deployment.ts';
+import { storedInRedis } from '../support/stored.ts';
 import { until as untilTrue } from '../support/until.ts';
 
 // `docker compose up --scale worker=2` without an engine of containers: the commands, the environment
@@ -190,7 +191,7 @@ describe.skipIf(missing)(
       expect(seen.find(ofProcess(victim))).toMatchObject({ state: 'gone', run: 'digits' });
       expect(seen.find(ofProcess(late))).toMatchObject({ state: 'idle' });
       await until('the registry knows of the end', async () => {
-        return (await store.getRun('digits'))?.phase === 'finished';
+        return (await storedInRedis({ url: redis.url }).run('digits'))?.phase === 'finished';
       });
       const last = await until('the final checkpoint is the last', async () => {
         const published = await store.lastCheckpoint('digits');
@@ -199,7 +200,7 @@ describe.skipIf(missing)(
       expect(last.step).toBe(run.step);
       const volume = outside(compose.services.server!.environment!.DOWNPOUR_STATE!);
       expect(existsSync(join(volume, 'digits/checkpoints', last.file))).toBe(true);
-      const best = await store.getBest('digits');
+      const best = await storedInRedis({ url: redis.url }).best('digits');
       expect(best).toMatchObject({ step: run.best!.step, value: run.best!.loss });
     });
 

@@ -12,6 +12,7 @@ import type { OwnerLease, StateStore } from '../../server/store/state-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { recover } from '../support/recover.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
+import { storedInFiles } from '../support/stored.ts';
 
 const problem = createProblem();
 let root: string;
@@ -106,10 +107,10 @@ test('the last K, the best and the final checkpoints are kept', async () => {
   expect(steps('final')).toEqual([run.step]);
   expect(steps('last').length).toBe(2);
   expect(steps('last').at(-1)).toBe(run.step);
-  const best = await store.getBest(run.id);
+  const best = await storedInFiles(root).best(run.id);
   expect(best?.value).toBe(run.best!.loss);
   expect(best?.checkpoint).toBe(checkpoints.find(({ kind }) => kind === 'best')!.file);
-  expect((await store.checkpoints(run.id)).length).toBe(4);
+  expect((await storedInFiles(root).checkpoints(run.id)).length).toBe(4);
 });
 
 test('what was killed between two checkpoints goes on from the last one, with its best on disk', async () => {
@@ -208,7 +209,7 @@ describe('when the state cannot be written', () => {
     now = 5_000;
     keeper.tick(now);
     await keeper.close([run]);
-    expect(await store.getEarlyStopping(run.id)).toEqual(
+    expect(await storedInFiles(root).earlyStopping(run.id)).toEqual(
       JSON.parse(JSON.stringify(run.earlyStoppingState)),
     );
   });

@@ -49,15 +49,11 @@ async function useAll(store: StateStore): Promise<void> {
   const { token } = lease;
   await store.putRun(token, run);
   expect(await store.listRuns()).toEqual([run]);
-  expect(await store.getRun('r')).toEqual(run);
   expect(await store.publishCheckpoint(token, 'r', checkpoint)).toEqual({ moved: true });
-  expect(await store.checkpoints('r')).toEqual([checkpoint]);
   expect(await store.lastCheckpoint('r')).toEqual(checkpoint);
   const best = { step: 1, value: 0.5, checkpoint: 'c' };
   expect(await store.recordBest(token, 'r', best)).toEqual({ kept: true, best });
-  expect(await store.getBest('r')).toEqual(best);
   await store.putEarlyStopping(token, 'r', { evaluations: 1 });
-  expect(await store.getEarlyStopping('r')).toEqual({ evaluations: 1 });
   await store.forgetCheckpoints(token, 'r', ['c']);
   const shard = { id: 's', host: 'h', port: 1 };
   await store.announceShard('s', shard, 60_000);

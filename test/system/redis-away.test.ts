@@ -15,6 +15,7 @@ import { redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { startProxy } from '../support/proxy.ts';
 import { createProblem } from '../support/regression.ts';
+import { storedInRedis } from '../support/stored.ts';
 import { until } from '../support/until.ts';
 
 /** A real server with a real Redis that goes away, comes back, comes back empty; see docs/decisions/0010. */
@@ -51,6 +52,8 @@ function open(url = redis.url): StateStore {
   cleanUps.push(() => store.close());
   return store;
 }
+
+const stored = () => storedInRedis({ url: redis.url });
 
 async function start(state: string, url = redis.url) {
   const controller = new AbortController();
@@ -118,11 +121,11 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     for (const id of ['first', 'second']) {
       await until(`Redis knows the end of ${id}`, async () => {
         const last = await store.lastCheckpoint(id);
-        return (await store.getRun(id))?.phase === 'finished' && last?.kind === 'final';
+        return (await stored().run(id))?.phase === 'finished' && last?.kind === 'final';
       });
       const run = await server.client.run(id);
-      expect((await store.getBest(id))?.value).toBe(run.best?.loss);
-      const names = (await store.checkpoints(id)).map(({ file }) => file);
+      expect((await stored().best(id))?.value).toBe(run.best?.loss);
+      const names = (await stored().checkpoints(id)).map(({ file }) => file);
       const onDisk = (await files(state, id)).filter((name) => name.endsWith('.safetensors'));
       expect(names.toSorted()).toEqual(onDisk);
     }
@@ -149,7 +152,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     await redis.restart();
     const server = await start(state);
     expect((await server.client.runs()).map((run) => run.id)).toEqual(['r']);
-    expect(await open().getRun('r')).toMatchObject({ phase: 'waiting' });
+    expect(await stored().run('r')).toMatchObject({ phase: 'waiting' });
   });
 
   test.each([
@@ -165,7 +168,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     worker.push(problem, await worker.enter(problem));
     const work = await worker.expect('work');
     await until('Redis knows of the training', async () => {
-      return (await open().getRun('r'))?.phase === 'training';
+      return (await stored().run('r'))?.phase === 'training';
     });
     way.refusing = true;
     way.cut();
@@ -177,7 +180,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     const other = journaled(openRedisStore({ url: redis.url }), { folder: place, id, log });
     cleanUps.push(() => other.close());
     const taken = await other.acquire('other', { ttlMs: 60_000, waitMs: 60_000 });
-    const record = (await other.getRun('r'))!;
+    const record = (await stored().run('r'))!;
     await other.putRun(taken.token, { ...record, phase: 'stopped' });
     const best = { step: 1, value: -1, checkpoint: 'of-the-other' };
     await other.recordBest(taken.token, 'r', best);
@@ -194,10 +197,10 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     if (!shared) expect(old.log()).toMatch(/run r: .* are lost: another server has the run/);
     const after = await files(state, 'r');
     // Nothing of it reached the registry or, when they share it, the folder, after the other came.
-    expect(await other.getRun('r')).toMatchObject({ phase: 'stopped' });
-    expect(await other.getBest('r')).toEqual(best);
+    expect(await stored().run('r')).toMatchObject({ phase: 'stopped' });
+    expect(await stored().best('r')).toEqual(best);
     await taken.renew();
-    const listed = (await other.checkpoints('r')).map(({ file }) => file);
+    const listed = (await stored().checkpoints('r')).map(({ file }) => file);
     if (shared) {
       expect(after.filter((name) => name.endsWith('.safetensors')).toSorted()).toEqual(
         listed.toSorted(),
@@ -238,24 +241,24 @@ describe.skipIf(missing !== null)(`Redis comes back empty${missing ?? ''}`, () =
     // The record is what is written last.
     await until('the end is known', async () => {
       const last = await store.lastCheckpoint('done');
-      return last?.kind === 'final' && (await store.getRun('done'))?.phase === 'finished';
+      return last?.kind === 'final' && (await stored().run('done'))?.phase === 'finished';
     });
     const before = {
       runs: await store.listRuns(),
-      checkpoints: await store.checkpoints('done'),
+      checkpoints: await stored().checkpoints('done'),
       last: await store.lastCheckpoint('done'),
-      best: await store.getBest('done'),
-      stopping: await store.getEarlyStopping('done'),
+      best: await stored().best('done'),
+      stopping: await stored().earlyStopping('done'),
     };
     await redis.kill();
     await redis.restart();
     await until('all of it is back', async () => {
       expect({
         runs: await store.listRuns(),
-        checkpoints: await store.checkpoints('done'),
+        checkpoints: await stored().checkpoints('done'),
         last: await store.lastCheckpoint('done'),
-        best: await store.getBest('done'),
-        stopping: await store.getEarlyStopping('done'),
+        best: await stored().best('done'),
+        stopping: await stored().earlyStopping('done'),
       }).toEqual(before);
       return true;
     });
@@ -277,7 +280,7 @@ describe.skipIf(missing !== null)(`Redis comes back empty${missing ?? ''}`, () =
     expect(run.test).toEqual(trained.test);
     const store = open();
     await until('the registry is full again', async () => {
-      return (await store.getBest('r'))?.value === trained.best?.loss;
+      return (await stored().best('r'))?.value === trained.best?.loss;
     });
     expect((await store.listRuns()).map(({ id }) => id)).toEqual(['r']);
     expect(await store.lastCheckpoint('r')).toMatchObject({ kind: 'final', step: trained.step });

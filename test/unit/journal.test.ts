@@ -9,6 +9,7 @@ import { enterFolder, newestToken } from '../../server/store/folder-lock.ts';
 import { journaled } from '../../server/store/journal.ts';
 import type { AcquireOptions, OwnerLease, StateStore } from '../../server/store/state-store.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { type Stored, storedInFiles } from '../support/stored.ts';
 
 /** What waits while a store is away, with a store of files that can be told to be away. */
 
@@ -71,7 +72,8 @@ async function elsewhere() {
     stores.push(store);
     return store;
   };
-  return { door, open, inner, overtake: () => give(0) };
+  const stored = storedInFiles(join(root, 'elsewhere'));
+  return { door, open, inner, stored, overtake: () => give(0) };
 }
 
 const run = (id: string, phase: string) => ({
@@ -95,7 +97,7 @@ async function settled(store: StateStore): Promise<void> {
 }
 
 test('what is written while the store is away is there when it is back, newest state last', async () => {
-  const { door, open, inner } = await elsewhere();
+  const { door, open, inner, stored } = await elsewhere();
   const store = open();
   const { token } = await store.acquire('a', TTL);
   await store.putRun(token, run('r', 'waiting'));
@@ -112,16 +114,16 @@ test('what is written while the store is away is there when it is back, newest s
   await store.putRun(token, run('r', 'finished'));
   expect(store.away).toMatchObject({ records: 4 });
   expect(await journals()).toHaveLength(1);
-  expect(await inner.getRun('r')).toMatchObject({ phase: 'waiting' });
+  expect(await stored.run('r')).toMatchObject({ phase: 'waiting' });
   door.away = false;
   door.calls.length = 0;
   await settled(store);
   expect(door.calls).toEqual(['publishCheckpoint', 'recordBest', 'putEarlyStopping', 'putRun']);
-  expect(await inner.getRun('r')).toMatchObject({ phase: 'finished' });
-  expect(await inner.getBest('r')).toMatchObject({ value: 0.5 });
-  expect(await inner.checkpoints('r')).toEqual([checkpoint(2)]);
+  expect(await stored.run('r')).toMatchObject({ phase: 'finished' });
+  expect(await stored.best('r')).toMatchObject({ value: 0.5 });
+  expect(await stored.checkpoints('r')).toEqual([checkpoint(2)]);
   expect(await inner.lastCheckpoint('r')).toEqual(checkpoint(2));
-  expect(await inner.getEarlyStopping('r')).toEqual({ evaluations: 2 });
+  expect(await stored.earlyStopping('r')).toEqual({ evaluations: 2 });
   expect(await journals()).toEqual([]);
   expect(lines[0]).toContain('it is away; training continues');
   expect(lines.at(-1)).toMatch(/Redis is back after .* 4 records that waited are written/);
@@ -150,16 +152,16 @@ test('whatever is written in whatever order, the store ends as if it had never b
     if (what === 'best') return store.recordBest(token, of, best);
     return store.putEarlyStopping(token, of, { evaluations: value });
   };
-  const seen = async (store: StateStore) => ({
+  const seen = async (store: StateStore, stored: Stored) => ({
     runs: await store.listRuns(),
-    checkpoints: [await store.checkpoints('r'), await store.checkpoints('q')],
-    bests: [await store.getBest('r'), await store.getBest('q')],
-    stopping: [await store.getEarlyStopping('r'), await store.getEarlyStopping('q')],
+    checkpoints: [await stored.checkpoints('r'), await stored.checkpoints('q')],
+    bests: [await stored.best('r'), await stored.best('q')],
+    stopping: [await stored.earlyStopping('r'), await stored.earlyStopping('q')],
   });
   await fc.assert(
     fc.asyncProperty(fc.array(operation, { maxLength: 15 }), fc.nat(15), async (all, cut) => {
       await rm(root, { recursive: true, force: true });
-      const { door, open, inner } = await elsewhere();
+      const { door, open, inner, stored } = await elsewhere();
       const store = open();
       const plain = openFileStore({ folder: join(root, 'plain') });
       stores.push(plain);
@@ -173,7 +175,9 @@ test('whatever is written in whatever order, the store ends as if it had never b
       }
       door.away = false;
       await settled(store);
-      expect(await seen(inner)).toEqual(await seen(plain));
+      expect(await seen(inner, stored)).toEqual(
+        await seen(plain, storedInFiles(join(root, 'plain'))),
+      );
       await Promise.all([store.close(), plain.close()]);
     }),
     {
@@ -224,7 +228,7 @@ test('more than the limit is refused and told, and what waits stays', async () =
 describe('after a crash while the store was away', () => {
   /** Leaves a journal behind, as a killed server does: its lease is not released. */
   async function crashed(phase: string) {
-    const { door, open, inner, overtake } = await elsewhere();
+    const { door, open, inner, stored, overtake } = await elsewhere();
     const store = open();
     const lease = await store.acquire('a', TTL);
     door.away = true;
@@ -233,33 +237,33 @@ describe('after a crash while the store was away', () => {
     const bytes = await readFile(join(folder, name!));
     await store.close();
     door.away = false;
-    return { open, inner, overtake, name: join(folder, name!), bytes };
+    return { open, inner, stored, overtake, name: join(folder, name!), bytes };
   }
 
   test('the next life of the same folder writes what waited', async () => {
-    const { open, inner } = await crashed('training');
+    const { open, stored } = await crashed('training');
     const store = open();
     await store.acquire('b', TTL);
-    expect(await inner.getRun('r')).toMatchObject({ phase: 'training' });
+    expect(await stored.run('r')).toMatchObject({ phase: 'training' });
     expect(await journals()).toEqual([]);
   });
 
   test('and so does the one after a life that died before it could', async () => {
-    const { open, inner, name, bytes } = await crashed('training');
+    const { open, inner, stored, name, bytes } = await crashed('training');
     await open().acquire('b', TTL);
     // As if it had died after it became the owner, with the journal untouched.
     await inner.putRun(1, run('r', 'waiting'));
     await writeFile(name, bytes);
     await open().acquire('c', TTL);
-    expect(await inner.getRun('r')).toMatchObject({ phase: 'training' });
+    expect(await stored.run('r')).toMatchObject({ phase: 'training' });
     expect(await journals()).toEqual([]);
   });
 
   test('a line that was being written is left out, the whole ones are written', async () => {
-    const { open, inner, name, bytes } = await crashed('training');
+    const { open, stored, name, bytes } = await crashed('training');
     await writeFile(name, Buffer.concat([bytes, bytes.subarray(0, 40)]));
     await open().acquire('b', TTL);
-    expect(await inner.getRun('r')).toMatchObject({ phase: 'training' });
+    expect(await stored.run('r')).toMatchObject({ phase: 'training' });
     expect(lines.join('\n')).toContain('ends in the middle of a line');
   });
 
@@ -283,11 +287,11 @@ describe('after a crash while the store was away', () => {
   });
 
   test('what another owner has overtaken is not written, but kept and told', async () => {
-    const { open, inner, overtake, name } = await crashed('training');
+    const { open, stored, overtake, name } = await crashed('training');
     // Another server, with a folder of its own.
     overtake();
     await open().acquire('b', TTL);
-    expect(await inner.getRun('r')).toBeNull();
+    expect(await stored.run('r')).toBeNull();
     expect(lines.join('\n')).toMatch(/1 records that waited under token 1 are not written/);
     expect(await journals()).toEqual([`${basename(name)}.superseded`]);
   });
