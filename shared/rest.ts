@@ -134,8 +134,13 @@ export const RunSummarySchema = Type.Object({
   parameters: orNull(N),
   learningRate: N,
   momentum: orNull(N),
-  /** Speed over the last ten seconds; null: the run has ended, or there were too few pushes to measure it. */
+  /**
+   * Speed over the last ten seconds, without the first two of a training; null: the run has ended, or there were too few
+   * pushes to measure it.
+   */
   examplesPerSecond: orNull(N),
+  /** Speed over the whole training, without its first two seconds; null: the run has not ended, or was shorter. */
+  examplesPerSecondMean: Type.Optional(orNull(N)),
   /** Seconds until stepsMax at the current speed; null: unknown. */
   secondsLeft: orNull(N),
   seconds: N,

@@ -277,11 +277,11 @@ function machineParts({ machine }: WorkerSummary): string[] {
 const speedOf = ({ examplesPerSecond: speed }: RunSummary) =>
   speed === null ? '–' : groups(Math.round(speed));
 
-/** Now; of a run that is over, the mean. */
+/** Now; of a run that is over, the mean. Older servers tell no mean, and with the warm-up it would be another figure. */
 function speedText(run: RunSummary): string {
   if (!isOver(run.phase)) return `${speedOf(run)} examples/s`;
-  if (run.seconds <= 0 || run.examples === 0) return '–';
-  return `${groups(Math.round(run.examples / run.seconds))} examples/s on average`;
+  const { examplesPerSecondMean: mean = null } = run;
+  return mean === null ? '–' : `${groups(Math.round(mean))} examples/s on average`;
 }
 
 /** All that one asks about a run, a fact a line. */

@@ -18,6 +18,11 @@ const WINDOW = 1000;
 /** Told of the histogram; what is kept counts each staleness by itself, up to `STALENESS_MAX`. */
 const HISTOGRAM_BINS = 129;
 const STALENESS_MAX = 4096;
+/**
+ * So long after its first push a run, or a worker, has no speed: workers compile their operations with their first minibatches,
+ * and a processor needs a moment until it is fast.
+ */
+export const WARM_UP_SECONDS = 2;
 /** The present speed is that of so many seconds. */
 const SPEED_SECONDS = 10;
 const SPARKLINE_POINTS = 40;
@@ -84,7 +89,9 @@ export class Curves {
   #first = { count: 0, loss: 0, gradientNorm: 0 };
   #trouble: Trouble | null = null;
   #sampled: Sampled = { stride: 1, count: 0, costMs: 0, computeMs: 0, samples: [] };
-  /** (seconds, examples) of the last pushes, for the present speed. */
+  /** Training time of the first push that this process has seen. */
+  #began: number | null = null;
+  /** (seconds, examples) of the last pushes, for the present speed: the first is the last one of the warm-up. */
   #recent: { seconds: number; examples: number; step: number }[] = [];
 
   constructor(state?: ObservationsState) {
@@ -139,6 +146,8 @@ export class Curves {
     const bin = Math.min(push.staleness, STALENESS_MAX);
     while (this.#histogram.length <= bin) this.#histogram.push(0);
     this.#histogram[bin]!++;
+    this.#began ??= push.seconds;
+    if (push.seconds <= this.#began + WARM_UP_SECONDS) this.#recent.length = 0;
     this.#recent.push({ seconds: push.seconds, examples: this.#examples, step: push.step });
     if (this.#recent.length > 2 * WINDOW) this.#recent = this.#recent.slice(-WINDOW);
     if (push.step % this.#stride !== 0) return;
@@ -228,8 +237,8 @@ export class Curves {
   }
 
   /**
-   * Over the last 10 seconds of training up to `seconds`, or since the last push but one where pushes are rarer.
-   * Null: this process has seen fewer than two.
+   * Over the last 10 seconds of training up to `seconds`, or since the last push but one where pushes are rarer; without the
+   * warm-up. Null: this process has seen fewer than two since then.
    */
   speed(seconds: number): { examplesPerSecond: number; stepsPerSecond: number } | null {
     const last = this.#recent.at(-1);
@@ -249,6 +258,16 @@ export class Curves {
       examplesPerSecond: (last.examples - first.examples) / span,
       stepsPerSecond: (last.step - first.step) / span,
     };
+  }
+
+  /** Examples a second over the whole training, without the warm-up; null: there is nothing after it. */
+  meanSpeed(): number | null {
+    const [first, last] = [this.#points[0], this.#points.at(-1)];
+    const until = (first?.seconds ?? 0) + WARM_UP_SECONDS;
+    const from = this.#points.findLast(({ seconds }) => seconds <= until);
+    if (from?.examplesSoFar === undefined || last?.examplesSoFar === undefined) return null;
+    const span = last.seconds - from.seconds;
+    return span > 0 ? (last.examplesSoFar - from.examplesSoFar) / span : null;
   }
 
   /** The smoothed loss at a few steps at equal distances, the last one among them; for a small picture. */

@@ -1,4 +1,5 @@
 import type { Timeline, WorkerSummary } from '../../shared/rest.ts';
+import { WARM_UP_SECONDS } from '../core/curves.ts';
 
 /** What each worker did of late, sampled once a second: its states, and how many examples it took. */
 
@@ -10,11 +11,14 @@ interface Past {
   readonly states: { state: WorkerState; at: number }[];
   /** Counts of the last seconds. */
   readonly examples: { examples: number; at: number }[];
+  /** When its first examples were seen, ms; null: it has none yet. */
+  beganAt: number | null;
   seenAt: number;
 }
 
 const KEPT_MS = 600_000;
 const SPEED_MS = 10_000;
+const WARM_UP_MS = 1000 * WARM_UP_SECONDS;
 /** States that are kept of one worker. A worker that changes each second would have 600. */
 const STATES_MAX = 300;
 
@@ -29,7 +33,7 @@ export class WorkerHistory {
       if (!past) {
         // Forgotten, or gone before anybody looked.
         if (state === 'gone') continue;
-        past = { worker, states: [], examples: [], seenAt: now };
+        past = { worker, states: [], examples: [], beganAt: null, seenAt: now };
         this.#pasts.set(key, past);
       }
       past.seenAt = now;
@@ -41,6 +45,10 @@ export class WorkerHistory {
       ) {
         past.states.shift();
       }
+      if (examples > 0) {
+        past.beganAt ??= now;
+        if (now - past.beganAt <= WARM_UP_MS) past.examples.length = 0;
+      }
       past.examples.push({ examples, at: now });
       while (past.examples[0]!.at < now - SPEED_MS) past.examples.shift();
     }
@@ -51,8 +59,8 @@ export class WorkerHistory {
   }
 
   /**
-   * Examples a second over the last ten; 0 for one that has gone or begins anew with another run; null: it was not
-   * seen twice yet.
+   * Examples a second over the last ten, without the warm-up; 0 for one that has gone or begins anew with another run;
+   * null: it was not seen twice since then.
    */
   speed({ worker, incarnation }: Pick<WorkerSummary, 'worker' | 'incarnation'>): number | null {
     const past = this.#pasts.get(`${worker}/${incarnation}`);

@@ -263,6 +263,16 @@ describe('the history of workers', () => {
     expect(history.speed(worker('a'))).toBe(0);
   });
 
+  test('leaves the first seconds of a worker out, in which it compiles', () => {
+    const history = new WorkerHistory();
+    const counts = [0, 0, 0, 10, 20, 40, 1_040, 2_040];
+    const speeds = counts.map((examples, s) => {
+      history.note(s * 1000, [worker('a', { examples })]);
+      return history.speed(worker('a'));
+    });
+    expect(speeds).toEqual([null, 0, 0, null, null, null, 1_000, 1_000]);
+  });
+
   test('stays bounded for one that goes to and fro each second', () => {
     const history = new WorkerHistory();
     for (let s = 0; s < 2000; s++) {

@@ -109,6 +109,34 @@ test('a gradient that takes longer than ten seconds has a speed, too', () => {
   expect(curves.speed(101)!.examplesPerSecond).toBe(0);
 });
 
+test('the first seconds, in which workers compile, are in no speed', () => {
+  const curves = new Curves();
+  // A first minibatch of 5 seconds, 10 slow ones within 2 seconds, then 100 a second.
+  curves.applied(push(1, { seconds: 5 }));
+  expect(curves.speed(5)).toBeNull();
+  for (let i = 1; i <= 10; i++) {
+    curves.applied(push(1 + i, { seconds: 5 + i / 5 }));
+    expect(curves.speed(5 + i / 5)).toBeNull();
+  }
+  expect(curves.meanSpeed()).toBeNull();
+  for (let i = 1; i <= 300; i++) curves.applied(push(11 + i, { seconds: 7 + i / 100 }));
+  expect(curves.speed(10)!.stepsPerSecond).toBeCloseTo(100, 6);
+  expect(curves.speed(10)!.examplesPerSecond).toBeCloseTo(6_400, 6);
+  expect(curves.meanSpeed()).toBeCloseTo(6_400, 6);
+  // A server that takes the run over knows the mean, and measures the present speed anew.
+  const later = new Curves(JSON.parse(JSON.stringify(curves.state())));
+  expect(later.meanSpeed()).toBeCloseTo(6_400, 6);
+  expect(later.speed(10)).toBeNull();
+});
+
+test('the mean speed of a run of an older release is not known', () => {
+  const curves = new Curves();
+  for (let step = 1; step <= 100; step++) curves.applied(push(step));
+  const state = curves.state();
+  const points = state.points.map(({ examplesSoFar: _, ...point }) => point);
+  expect(new Curves({ ...state, points }).meanSpeed()).toBeNull();
+});
+
 test('its state continues through JSON', () => {
   const first = new Curves();
   const whole = new Curves();

@@ -316,3 +316,13 @@ test('status shows how far the next update of several pushes is, and nothing whe
   expect(lines(null)).toEqual([]);
   expect(lines(undefined)).toEqual([]);
 });
+
+test('the speed of a run that is over is its mean, as far as the server knows it', () => {
+  const over: RunSummary = { ...RUN, phase: 'finished', examplesPerSecond: null };
+  const speed = (run: RunSummary) => runFacts(run).find((line) => line.startsWith('  speed'));
+  expect(speed({ ...over, examplesPerSecondMean: 9_004.4 })).toContain(
+    '9,004 examples/s on average',
+  );
+  // The seconds of an older server have the warm-up in them.
+  expect(speed(over)).toMatch(/speed +–, /);
+});

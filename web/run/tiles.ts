@@ -34,9 +34,13 @@ export class RunTiles {
         ? 'no evaluation yet'
         : `loss ${short(best.loss)} at step ${count(best.step)}${isRefitted(run) ? `, before '${run.earlyStopping.afterStop}'` : ''}`,
     );
+    const { examplesPerSecondMean: mean = null } = run;
+    const speed = run.examplesPerSecond ?? mean;
     tiles.speed.show(
-      run.examplesPerSecond ? count(run.examplesPerSecond) : '–',
-      `examples a second, ${plural(run.workers, 'worker')}`,
+      speed ? count(speed) : '–',
+      mean === null
+        ? `examples a second, ${plural(run.workers, 'worker')}`
+        : 'examples a second on average',
     );
     tiles.rate.show(
       short(run.learningRate),

@@ -350,6 +350,7 @@ function summaryOf(
     learningRate: learningRateOf(inside),
     momentum: momentumOf(inside),
     examplesPerSecond: speed?.examplesPerSecond ?? null,
+    examplesPerSecondMean: isOver(fields.phase) ? observations.meanSpeed() : null,
     secondsLeft:
       stepsMax === null || !speed || speed.stepsPerSecond === 0
         ? null
