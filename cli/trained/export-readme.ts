@@ -40,7 +40,7 @@ const model = await openModel(tf);
 console.log(await model.predict([${exampleOf(about, reading)}]));
 \`\`\`
 
-\`tfjs-node\` is not needed; with it the same code is faster. Save the program as an ES module: a \`.mjs\` file, or
+${unknownText(reading)}\`tfjs-node\` is not needed; with it the same code is faster. Save the program as an ES module: a \`.mjs\` file, or
 \`"type": "module"\` in \`package.json\`.
 
 ## In a browser
@@ -79,6 +79,15 @@ function inputsText({ inputShape }: ModelOrigin, reading: Reading | undefined): 
 | column | is | may be missing |
 |---|---|---|
 ${rows.join('\n')}`;
+}
+
+/** Only names can be new to the model. */
+function unknownText(reading: Reading | undefined): string {
+  if (reading?.kind !== 'table' || !reading.columns.some(({ as }) => as === 'category')) return '';
+  return `A name that the model has never seen is an error. \`openModel(tf, undefined, { unknown: 'none' })\` takes it as none of the
+names in its column.
+
+`;
 }
 
 function kindOf(column: ColumnReading): string {

@@ -12,7 +12,7 @@ import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { vectorOf } from '../../worker/layers-format.ts';
 import { buildModel } from '../../worker/model.ts';
-import { type About, predictionsFrom } from '../../worker/serving/exported-model.ts';
+import { type About, predictionsFrom, takingUnknown } from '../../worker/serving/exported-model.ts';
 import type { ServerOptions } from '../options.ts';
 import { openScratch } from '../scratch.ts';
 import { engineOf } from '../workers/options.ts';
@@ -102,12 +102,6 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
   } finally {
     await remove();
   }
-}
-
-function takingUnknown(about: Predictor['about']): Predictor['about'] {
-  const { reading } = about;
-  if (reading?.kind !== 'table') return about;
-  return { ...about, reading: { ...reading, unknown: 'none' } };
 }
 
 function standardised(facts: DataFacts, column: Column): Float32Array {

@@ -35,7 +35,11 @@ async function trained(experiment: string, ...settings: string[]): Promise<strin
 }
 
 /** What a program of plain TensorFlow.js says, which knows nothing of Downpour. */
-async function byPlainTfjs(exported: string, examples: readonly unknown[]): Promise<Prediction[]> {
+async function byPlainTfjs(
+  exported: string,
+  examples: readonly unknown[],
+  options: Record<string, unknown> = {},
+): Promise<Prediction[]> {
   const own = (name: string) => JSON.stringify(import.meta.resolve(name));
   const program = join(exported, 'program.mjs');
   await writeFile(
@@ -45,12 +49,14 @@ import * as layers from ${own('@tensorflow/tfjs-layers')};
 import ${own('@tensorflow/tfjs-backend-cpu')};
 import { openModel } from './predict.js';
 const examples = JSON.parse(process.argv[2]).map((each) => each.data ? { ...each, data: Uint8Array.from(each.data) } : each);
-const model = await openModel({ ...core, ...layers });
+const model = await openModel({ ...core, ...layers }, undefined, JSON.parse(process.argv[3]));
 console.log(JSON.stringify(await model.predict(examples)));
 model.dispose();
 `,
   );
-  const { stdout } = await run(process.execPath, [program, JSON.stringify(examples)]);
+  const { stdout } = await run(process.execPath, [
+    ...[program, JSON.stringify(examples), JSON.stringify(options)],
+  ]);
   return JSON.parse(stdout.trim().split('\n').at(-1)!);
 }
 
@@ -164,6 +170,7 @@ describe('a table', () => {
     near(body.predictions, told);
     const readme = readFileSync(join(at('exported'), 'README.md'), 'utf8');
     expect(readme).toContain('| island | one of Biscoe, Dream, Torgersen | yes |');
+    expect(readme).toContain("openModel(tf, undefined, { unknown: 'none' })");
   });
 
   test('its run is told in one file of HTML', async () => {
@@ -221,6 +228,13 @@ describe('a table', () => {
     });
     const answer = await overHttp(lenient, [{ ...news[0], island: 'Mars' }]);
     near(answer.body.predictions, [JSON.parse(mars!) as Prediction]);
+    // And in the exported model.
+    const none = byPlainTfjs(at('exported'), [{ ...news[0], island: 'Mars' }], { unknown: 'none' });
+    near(await none, [JSON.parse(mars!) as Prediction]);
+    const strict = byPlainTfjs(at('exported'), [{ ...news[0], island: 'Mars' }]);
+    await expect(strict).rejects.toThrow(/example 0: 'island' is 'Mars': it is none of Biscoe/);
+    const wrong = byPlainTfjs(at('exported'), [], { unknwon: 'none' });
+    await expect(wrong).rejects.toThrow(/openModel has no option 'unknwon'; it has: unknown/);
     lenient.close();
     await writeFile(at('lacks.csv'), csv(news.map(({ size: _, ...rest }) => rest)));
     await expect(predict(at('lacks.csv'))).rejects.toThrow();

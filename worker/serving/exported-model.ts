@@ -51,6 +51,25 @@ export interface OpenedModel {
   dispose(): void;
 }
 
+/** The same model, for which a category that it has never seen is none of those it knows, and any cell may be empty. */
+export function takingUnknown<A extends About>(about: A): A {
+  const { reading } = about;
+  if (reading?.kind !== 'table') return about;
+  return { ...about, reading: { ...reading, unknown: 'none' } };
+}
+
+/** What is written wrongly would be passed over in silence. */
+function mustBeOptions(options: OpenOptions): void {
+  for (const [name, value] of Object.entries(options)) {
+    if (name !== 'unknown') {
+      throw new Error(`openModel has no option '${name}'; it has: unknown`);
+    }
+    if (value !== undefined && value !== 'error' && value !== 'none') {
+      throw new Error(`unknown is '${value}'; allowed: 'error', 'none'`);
+    }
+  }
+}
+
 /** Inputs of examples, standardised, shape [examples, …inputShape]. @throws BadExample. */
 export function inputsOf(about: About, examples: readonly unknown[]): Float32Array {
   const { inputTransform, inputShape, reading } = about;
@@ -97,13 +116,24 @@ export function predictionsFrom(
   return predictionsOf({ kind, width, outputs, count: outputs.length / width }, shape[0]!, about);
 }
 
-/** @param tf TensorFlow.js. @param from the folder with `model.json`: a URL, or in Node a path; default: where this file is. */
+export interface OpenOptions {
+  /** A category that the model has never seen: an error, or `none`, it sets none of the inputs of its column. Default: error. */
+  readonly unknown?: 'error' | 'none';
+}
+
+/**
+ * @param tf TensorFlow.js. @param from the folder with `model.json`: a URL, or in Node a path; default: where this file is.
+ * @throws Error: there is no such option.
+ */
 export async function openModel(
   tf: Tfjs,
   from: string | URL = new URL('.', import.meta.url),
+  options: OpenOptions = {},
 ): Promise<OpenedModel> {
+  mustBeOptions(options);
   const read = await readerOf(from);
-  const about = JSON.parse(textOf(await read('downpour.json'))) as About;
+  const own = JSON.parse(textOf(await read('downpour.json'))) as About;
+  const about = options.unknown === 'none' ? takingUnknown(own) : own;
   const model = await tf.loadLayersModel({ load: () => artifactsOf(read) });
   return {
     about,
