@@ -6,7 +6,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 
 const ROOT = join(dirname(fileURLToPath(import.meta.url)), '..');
-export const LAYERS = ['server', 'shared', 'cli/paper'];
+export const LAYERS = ['server', 'shared', 'cli/paper', 'worker'];
 
 /** @returns the text of a layer's `kernels/binary.ts`. */
 export async function compile(layer) {

@@ -11,10 +11,6 @@ import { type Layer, type Tensor, tf, type Variable } from '../../worker/tf.ts';
 /** The most seen is 2e-6; float32 and another order of sums. */
 const TOLERANCE = 2e-5;
 
-beforeAll(async () => {
-  await openEngine({ engine: 'cpu' });
-});
-
 interface Shape {
   readonly batch: number;
   readonly steps: number;
@@ -87,189 +83,198 @@ function expectClose(ours: readonly Tensor[], theirs: readonly Tensor[]): void {
   }
 }
 
-describe('a recurrent layer whose steps are one operation', () => {
-  const activations = fc.constantFrom('tanh', 'sigmoid', 'relu', 'hardSigmoid', 'linear');
-  const options = fc.record({
-    kind: fc.constantFrom('lstm', 'gru', 'simpleRNN'),
-    activation: fc.oneof(
-      { weight: 2, arbitrary: fc.constant('tanh') },
-      { weight: 1, arbitrary: activations },
-    ),
-    recurrentActivation: fc.constantFrom('sigmoid', 'hardSigmoid', 'tanh'),
-    useBias: fc.boolean(),
-    returnSequences: fc.boolean(),
-    returnState: fc.boolean(),
-    goBackwards: fc.boolean(),
-    initial: fc.boolean(),
-    mask: fc.option(fc.integer({ min: 0, max: 2 ** 12 - 1 }), { nil: null }),
-    cells: fc.integer({ min: 1, max: 3 }),
-    shape: fc.constantFrom(
-      SMALL,
-      { batch: 1, steps: 2, width: 1 },
-      { batch: 2, steps: 6, width: 3 },
-    ),
-  });
-
-  test('agrees with the one of TensorFlow.js', () => {
-    fc.assert(
-      fc.property(options, ({ kind, mask, initial, cells, shape, ...args }) => {
-        const units = 3;
-        const cellArgs = { units, recurrentInitializer: 'glorotUniform', ...args } as never;
-        const cell = { lstm: 'lstmCell', gru: 'gruCell', simpleRNN: 'simpleRNNCell' }[kind];
-        const make = () =>
-          (cells === 1
-            ? tf.layers[kind as 'lstm'](cellArgs)
-            : tf.layers.rnn({
-                ...(args as object),
-                cell: Array.from({ length: cells }, () => tf.layers[cell as 'lstmCell'](cellArgs)),
-              } as never)) as Layer;
-        const bits = Float32Array.from(
-          { length: shape.batch * shape.steps },
-          (_, i) => ((mask ?? 0) >> i) & 1,
-        );
-        agree(
-          make,
-          {
-            shape,
-            ...(mask === null ? {} : { mask: tf.tensor(bits, [shape.batch, shape.steps]) }),
-            initialStates: initial ? cells * (kind === 'lstm' ? 2 : 1) : 0,
-          },
-          units,
-        );
-      }),
-      { numRuns: 40 },
-    );
-  });
-
-  test('has a single step too, for which TensorFlow.js has no gradient', () => {
-    // One step is two of which the second does not count.
-    const adapted = () => {
-      const layer = tf.layers.lstm({ units: 3, recurrentInitializer: 'glorotUniform' }) as Layer;
-      adaptRecurrent(layer, { noise: drawNoise });
-      return layer;
-    };
-    tf.tidy(() => {
-      const one = computed(adapted(), { shape: { batch: 1, steps: 1, width: 2 } }, 3);
-      const mask = tf.tensor2d([1, 0], [1, 2]);
-      const two = computed(adapted(), { shape: { batch: 1, steps: 2, width: 2 }, mask }, 3);
-      two[1] = tf.slice(two[1]!, [0, 0, 0], [1, 1, 2]);
-      expectClose(one, two);
+describe.each(['cpu', 'wasm'] as const)(
+  'a recurrent layer whose steps are one operation, on %s',
+  (engine) => {
+    beforeAll(async () => {
+      await openEngine({ engine });
     });
-  });
 
-  test('in both directions too', () => {
-    for (const mergeMode of ['concat', 'sum', 'ave', 'mul'] as const) {
-      for (const returnSequences of [false, true]) {
-        const make = () =>
-          tf.layers.bidirectional({
-            layer: tf.layers.lstm({
-              ...{ units: 3, returnSequences, recurrentInitializer: 'glorotUniform' },
-            }) as never,
-            mergeMode,
-          }) as Layer;
-        const mask = tf.tensor2d([1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], [3, 4]);
-        agree(make, { mask }, 3);
-      }
-    }
-  });
-
-  test('asks its source for dropout: one mask for all steps, none when it predicts', () => {
-    const requests: NoiseRequest[] = [];
-    const args = { units: 3, dropout: 0.25, recurrentDropout: 0.5, returnSequences: true };
-    const layer = tf.layers.gru({ ...args, recurrentInitializer: 'glorotUniform' }) as Layer;
-    adaptRecurrent(layer, {
-      noise: (request) => {
-        requests.push(request);
-        return tf.zeros([...request.shape]);
-      },
+    const activations = fc.constantFrom('tanh', 'sigmoid', 'relu', 'hardSigmoid', 'linear');
+    const options = fc.record({
+      kind: fc.constantFrom('lstm', 'gru', 'simpleRNN'),
+      activation: fc.oneof(
+        { weight: 2, arbitrary: fc.constant('tanh') },
+        { weight: 1, arbitrary: activations },
+      ),
+      recurrentActivation: fc.constantFrom('sigmoid', 'hardSigmoid', 'tanh'),
+      useBias: fc.boolean(),
+      returnSequences: fc.boolean(),
+      returnState: fc.boolean(),
+      goBackwards: fc.boolean(),
+      initial: fc.boolean(),
+      mask: fc.option(fc.integer({ min: 0, max: 2 ** 12 - 1 }), { nil: null }),
+      cells: fc.integer({ min: 1, max: 3 }),
+      units: fc.constantFrom(3, 8, 9),
+      shape: fc.constantFrom(
+        SMALL,
+        { batch: 1, steps: 2, width: 1 },
+        { batch: 5, steps: 3, width: 3 },
+      ),
     });
-    tf.tidy(() => {
-      const apply = (x: Tensor, training: boolean) => layer.apply(x, { training }) as Tensor;
-      const first = apply(values([2, 4, 5], 1), true);
-      expect(requests).toEqual([
-        { kind: 'dropout', shape: [2, 5], rate: 0.25, seed: undefined },
-        { kind: 'dropout', shape: [2, 3], rate: 0.5, seed: undefined },
-      ]);
-      // All inputs and all states are dropped.
-      expect(first.dataSync()).toEqual(apply(values([2, 4, 5], 2), true).dataSync());
-      apply(values([2, 4, 5], 1), false);
-      expect(requests).toHaveLength(4);
-    });
-  });
 
-  test('drops what the cells of TensorFlow.js drop of the same masks', () => {
-    const masks: Readonly<Record<number, Tensor>> = {
-      0.25: tf.tensor2d([0, 4 / 3, 4 / 3, 0, 4 / 3, 4 / 3], [3, 2]),
-      0.5: tf.tensor2d([2, 0, 2, 0, 2, 2, 0, 0, 2], [3, 3]),
-    };
-    for (const kind of ['lstm', 'gru', 'simpleRNN'] as const) {
-      const args = { units: 3, recurrentInitializer: 'glorotUniform', returnSequences: true };
-      const make = (more: object) =>
-        tf.layers[kind as 'lstm']({
-          ...args,
-          dropout: 0.25,
-          recurrentDropout: 0.5,
-          ...more,
-        }) as Layer;
-      tf.tidy(() => {
-        const ours = make({});
-        adaptRecurrent(ours, {
-          noise: (request) => tf.clone(masks[(request as { rate: number }).rate]!),
-        });
-        const theirs = make({ dropoutFunc: (_: Tensor, rate: number) => tf.clone(masks[rate]!) });
-        const [a, b] = [ours, theirs].map((layer) => computed(layer, { training: true }, 3));
-        expectClose(a!, b!);
-      });
-    }
-  });
-
-  test('can be differentiated twice, as a penalty on its gradient needs', () => {
-    const penalty = (layer: Layer) => {
-      const x = values([2, 3, 2], 1);
-      layer.build([2, 3, 2] as never);
-      layer.built = true;
-      const weights = layer.trainableWeights.map((weight) => weight.read() as Variable);
-      for (const [i, weight] of weights.entries()) weight.assign(values(weight.shape, 10 + i));
-      const slope = tf.grad((input) => tf.sum(tf.square(layer.call(input, {}) as Tensor)));
-      const { value, grads } = tf.variableGrads(
-        () => tf.sum(tf.square(slope(x))) as never,
-        weights,
+    test('agrees with the one of TensorFlow.js', () => {
+      fc.assert(
+        fc.property(options, ({ kind, mask, initial, cells, shape, units, ...args }) => {
+          const cellArgs = { units, recurrentInitializer: 'glorotUniform', ...args } as never;
+          const cell = { lstm: 'lstmCell', gru: 'gruCell', simpleRNN: 'simpleRNNCell' }[kind];
+          const make = () =>
+            (cells === 1
+              ? tf.layers[kind as 'lstm'](cellArgs)
+              : tf.layers.rnn({
+                  ...(args as object),
+                  cell: Array.from({ length: cells }, () =>
+                    tf.layers[cell as 'lstmCell'](cellArgs),
+                  ),
+                } as never)) as Layer;
+          const bits = Float32Array.from(
+            { length: shape.batch * shape.steps },
+            (_, i) => ((mask ?? 0) >> i) & 1,
+          );
+          agree(
+            make,
+            {
+              shape,
+              ...(mask === null ? {} : { mask: tf.tensor(bits, [shape.batch, shape.steps]) }),
+              initialStates: initial ? cells * (kind === 'lstm' ? 2 : 1) : 0,
+            },
+            units,
+          );
+        }),
+        { numRuns: 40 },
       );
-      return [value as Tensor, ...weights.map(({ name }) => grads[name]!)];
-    };
-    tf.tidy(() => {
-      const args = { units: 2, recurrentInitializer: 'glorotUniform' } as const;
-      const make = () => tf.layers.lstm({ ...args, recurrentActivation: 'sigmoid' }) as Layer;
-      const fused = make();
-      adaptRecurrent(fused, { noise: drawNoise });
-      expectClose(penalty(fused), penalty(make()));
     });
-  });
 
-  test('leaves alone what it does not know: a state kept by the layer, a cell of the user’s, an activation', () => {
-    class Own extends (tf.layers.lstmCell({ units: 2 }).constructor as new (
-      args: object,
-    ) => Layer) {
-      static readonly className = 'OwnCell';
-    }
-    const layers = [
-      tf.layers.lstm({ units: 2, stateful: true, batchInputShape: [1, 3, 2] }),
-      tf.layers.gru({ units: 2, activation: 'elu' }),
-      tf.layers.rnn({ cell: new Own({ units: 2 }) as never }),
-    ] as Layer[];
-    for (const layer of layers) {
+    test('has a single step too, for which TensorFlow.js has no gradient', () => {
+      // One step is two of which the second does not count.
+      const adapted = () => {
+        const layer = tf.layers.lstm({ units: 3, recurrentInitializer: 'glorotUniform' }) as Layer;
+        adaptRecurrent(layer, { noise: drawNoise });
+        return layer;
+      };
+      tf.tidy(() => {
+        const one = computed(adapted(), { shape: { batch: 1, steps: 1, width: 2 } }, 3);
+        const mask = tf.tensor2d([1, 0], [1, 2]);
+        const two = computed(adapted(), { shape: { batch: 1, steps: 2, width: 2 }, mask }, 3);
+        two[1] = tf.slice(two[1]!, [0, 0, 0], [1, 1, 2]);
+        expectClose(one, two);
+      });
+    });
+
+    test('in both directions too', () => {
+      for (const mergeMode of ['concat', 'sum', 'ave', 'mul'] as const) {
+        for (const returnSequences of [false, true]) {
+          const make = () =>
+            tf.layers.bidirectional({
+              layer: tf.layers.lstm({
+                ...{ units: 3, returnSequences, recurrentInitializer: 'glorotUniform' },
+              }) as never,
+              mergeMode,
+            }) as Layer;
+          const mask = tf.tensor2d([1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0], [3, 4]);
+          agree(make, { mask }, 3);
+        }
+      }
+    });
+
+    test('asks its source for dropout: one mask for all steps, none when it predicts', () => {
+      const requests: NoiseRequest[] = [];
+      const args = { units: 3, dropout: 0.25, recurrentDropout: 0.5, returnSequences: true };
+      const layer = tf.layers.gru({ ...args, recurrentInitializer: 'glorotUniform' }) as Layer;
+      adaptRecurrent(layer, {
+        noise: (request) => {
+          requests.push(request);
+          return tf.zeros([...request.shape]);
+        },
+      });
+      tf.tidy(() => {
+        const apply = (x: Tensor, training: boolean) => layer.apply(x, { training }) as Tensor;
+        const first = apply(values([2, 4, 5], 1), true);
+        expect(requests).toEqual([
+          { kind: 'dropout', shape: [2, 5], rate: 0.25, seed: undefined },
+          { kind: 'dropout', shape: [2, 3], rate: 0.5, seed: undefined },
+        ]);
+        // All inputs and all states are dropped.
+        expect(first.dataSync()).toEqual(apply(values([2, 4, 5], 2), true).dataSync());
+        apply(values([2, 4, 5], 1), false);
+        expect(requests).toHaveLength(4);
+      });
+    });
+
+    test('drops what the cells of TensorFlow.js drop of the same masks', () => {
+      const masks: Readonly<Record<number, Tensor>> = {
+        0.25: tf.tensor2d([0, 4 / 3, 4 / 3, 0, 4 / 3, 4 / 3], [3, 2]),
+        0.5: tf.tensor2d([2, 0, 2, 0, 2, 2, 0, 0, 2], [3, 3]),
+      };
+      for (const kind of ['lstm', 'gru', 'simpleRNN'] as const) {
+        const args = { units: 3, recurrentInitializer: 'glorotUniform', returnSequences: true };
+        const make = (more: object) =>
+          tf.layers[kind as 'lstm']({
+            ...args,
+            dropout: 0.25,
+            recurrentDropout: 0.5,
+            ...more,
+          }) as Layer;
+        tf.tidy(() => {
+          const ours = make({});
+          adaptRecurrent(ours, {
+            noise: (request) => tf.clone(masks[(request as { rate: number }).rate]!),
+          });
+          const theirs = make({ dropoutFunc: (_: Tensor, rate: number) => tf.clone(masks[rate]!) });
+          const [a, b] = [ours, theirs].map((layer) => computed(layer, { training: true }, 3));
+          expectClose(a!, b!);
+        });
+      }
+    });
+
+    test('can be differentiated twice, as a penalty on its gradient needs', () => {
+      const penalty = (layer: Layer) => {
+        const x = values([2, 3, 2], 1);
+        layer.build([2, 3, 2] as never);
+        layer.built = true;
+        const weights = layer.trainableWeights.map((weight) => weight.read() as Variable);
+        for (const [i, weight] of weights.entries()) weight.assign(values(weight.shape, 10 + i));
+        const slope = tf.grad((input) => tf.sum(tf.square(layer.call(input, {}) as Tensor)));
+        const { value, grads } = tf.variableGrads(
+          () => tf.sum(tf.square(slope(x))) as never,
+          weights,
+        );
+        return [value as Tensor, ...weights.map(({ name }) => grads[name]!)];
+      };
+      tf.tidy(() => {
+        const args = { units: 2, recurrentInitializer: 'glorotUniform' } as const;
+        const make = () => tf.layers.lstm({ ...args, recurrentActivation: 'sigmoid' }) as Layer;
+        const fused = make();
+        adaptRecurrent(fused, { noise: drawNoise });
+        expectClose(penalty(fused), penalty(make()));
+      });
+    });
+
+    test('leaves alone what it does not know: a state kept by the layer, a cell of the user’s, an activation', () => {
+      class Own extends (tf.layers.lstmCell({ units: 2 }).constructor as new (
+        args: object,
+      ) => Layer) {
+        static readonly className = 'OwnCell';
+      }
+      const layers = [
+        tf.layers.lstm({ units: 2, stateful: true, batchInputShape: [1, 3, 2] }),
+        tf.layers.gru({ units: 2, activation: 'elu' }),
+        tf.layers.rnn({ cell: new Own({ units: 2 }) as never }),
+      ] as Layer[];
+      for (const layer of layers) {
+        adaptRecurrent(layer, { noise: drawNoise });
+        expect(Object.hasOwn(layer, 'call')).toBe(false);
+      }
+    });
+
+    test('leaves no tensors behind', () => {
+      const layer = tf.layers.lstm({ units: 2, recurrentInitializer: 'glorotUniform' }) as Layer;
       adaptRecurrent(layer, { noise: drawNoise });
-      expect(Object.hasOwn(layer, 'call')).toBe(false);
-    }
-  });
-
-  test('leaves no tensors behind', () => {
-    const layer = tf.layers.lstm({ units: 2, recurrentInitializer: 'glorotUniform' }) as Layer;
-    adaptRecurrent(layer, { noise: drawNoise });
-    const run = () => tf.tidy(() => void withFirstGradientsOnly(() => computed(layer, {}, 2)));
-    run();
-    const before = tf.memory().numTensors;
-    for (let i = 0; i < 3; i++) run();
-    expect(tf.memory().numTensors).toBe(before);
-  });
-});
+      const run = () => tf.tidy(() => void withFirstGradientsOnly(() => computed(layer, {}, 2)));
+      run();
+      const before = tf.memory().numTensors;
+      for (let i = 0; i < 3; i++) run();
+      expect(tf.memory().numTensors).toBe(before);
+    });
+  },
+);

@@ -1,5 +1,6 @@
 import { type Tensor, tf } from '../tf.ts';
-import type { Activation } from './activations.ts';
+import { ACTIVATIONS, type Activation } from './activations.ts';
+import type { WasmCell } from './sequence.ts';
 
 /**
  * One time step of a recurrent cell, forward and backward, by few operations. Shapes: B examples, H units, G gates.
@@ -8,6 +9,8 @@ import type { Activation } from './activations.ts';
 export interface RecurrentCell {
   /** Tensors of shape [B, H] that go from step to step; the first is the output. */
   readonly stateCount: number;
+  /** How the wasm engine has all of its steps at once; null: it does not. */
+  readonly wasm: WasmCell | null;
   /**
    * @param z shape [B, G·H].
    * @param state at the step before; its first has been through recurrent dropout.
@@ -44,6 +47,7 @@ interface CellBack {
 export function lstmCell(activation: Activation, gate: Activation): RecurrentCell {
   return {
     stateCount: 2,
+    wasm: wasmCell('lstm', activation, gate),
     step(z, [h, c], weights) {
       const [zi, zf, zg, zo] = tf.split(tf.add(z, tf.matMul(h!, weights)), 4, 1) as Four;
       const [i, f, g, o] = [gate.apply(zi), gate.apply(zf), activation.apply(zg), gate.apply(zo)];
@@ -82,6 +86,7 @@ export function gruCell(activation: Activation, gate: Activation): RecurrentCell
   };
   return {
     stateCount: 1,
+    wasm: wasmCell('gru', activation, gate),
     step(z, [h], weights) {
       const [gateWeights, candidateWeights] = parts(weights);
       const units = h!.shape[1]!;
@@ -131,6 +136,7 @@ export function gruCell(activation: Activation, gate: Activation): RecurrentCell
 export function simpleCell(activation: Activation): RecurrentCell {
   return {
     stateCount: 1,
+    wasm: null,
     step(z, [h], weights) {
       const next = activation.apply(tf.add(z, tf.matMul(h!, weights)));
       return { state: [next], kept: [h!, next] };
@@ -141,6 +147,12 @@ export function simpleCell(activation: Activation): RecurrentCell {
     },
     weightsGradient: (dz, kept) => product(tf.stack(kept.map(([h]) => h!)), dz),
   };
+}
+
+function wasmCell(kind: WasmCell['kind'], activation: Activation, gate: Activation) {
+  const { tanh, sigmoid, hardSigmoid } = ACTIVATIONS;
+  const hard = gate === hardSigmoid;
+  return activation === tanh && (hard || gate === sigmoid) ? { kind, hard } : null;
 }
 
 type Four = [Tensor, Tensor, Tensor, Tensor];

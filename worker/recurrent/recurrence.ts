@@ -1,33 +1,13 @@
 import { type Tensor, tf } from '../tf.ts';
 import type { RecurrentCell } from './cells.ts';
+import type { RecurrenceInputs, RecurrenceOptions } from './sequence.ts';
+import { wasmKernel } from './wasm.ts';
 
 /**
  * A recurrent cell over all steps of a sequence as one operation with a gradient of its own. TensorFlow.js
  * differentiates single operations: about 60 of them for each time step of an LSTM, among them a product for the
  * recurrent weights. Here a time step takes half as many, and those weights get one product over all steps.
  */
-
-export interface RecurrenceInputs {
-  /** The input's part of the gates, shape [T, B, G·H]; T is at least 1. */
-  readonly z: Tensor;
-  /** Recurrent, shape [H, G·H]. */
-  readonly weights: Tensor;
-  /** The states at the beginning, each of shape [B, H]; null: zeros. */
-  readonly initial: readonly Tensor[] | null;
-  /** 1 where a step counts, 0 where it leaves the states as they are; shape [T, B, 1], float32. Null: all count. */
-  readonly mask: Tensor | null;
-  /** What the output of the step before is multiplied with, shape [B, H]; null: nothing. It has no gradient. */
-  readonly dropout: Tensor | null;
-}
-
-export interface RecurrenceOptions {
-  /** From the last step to the first. */
-  readonly backwards: boolean;
-  /** The outputs of all steps, in the order in which they are computed; else the last one. */
-  readonly sequences: boolean;
-  /** The states after the last step as well. */
-  readonly states: boolean;
-}
 
 /** @returns the output, shape [B, T, H] or [B, H], then the states if they are asked for, each of shape [B, H]. */
 export function recurrence(
@@ -40,7 +20,8 @@ export function recurrence(
   const constants = [mask, dropout].filter((tensor) => tensor !== null);
   const whole = tf.customGrad((...args) => {
     const save = args.at(-1) as unknown as (tensors: Tensor[]) => void;
-    const { value, kept } = forward(cell, inputs, options);
+    const own = wasmKernel(cell.wasm, inputs, options);
+    const { value, kept } = own ? own.forward(inputs) : forward(cell, inputs, options);
     save([...given, ...constants, ...kept.flat()]);
     const gradFunc = (dy: Tensor, saved: Tensor[]) => {
       const rest = [...saved];
@@ -53,7 +34,8 @@ export function recurrence(
         dropout: dropout && next(1)[0]!,
       };
       if (isDifferentiatedAgain()) return tapedGradients(cell, again, options, dy);
-      const steps = kept.map((tensors) => next(tensors.length));
+      if (own) return own.gradients(again, dy, rest);
+      const steps = (kept as Tensor[][]).map((tensors) => next(tensors.length));
       return gradients(cell, again, options, dy, steps);
     };
     return { value, gradFunc } as never;
