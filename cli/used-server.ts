@@ -14,7 +14,7 @@ export interface UsedServer {
   /** The state folder when the server is this command's own, null: somebody else's. */
   readonly state: string | null;
   /** What to tell the user about a server that was found in the state folder; absent: nothing. */
-  readonly joined?: string;
+  readonly shared?: string;
   /** Ends an own server, after a checkpoint of each run that goes on; leaves another's alone. */
   close(): Promise<void>;
 }
@@ -64,7 +64,7 @@ const LOOK_MS = 250;
 
 /**
  * The server of a command that trains: the one at `--server`; else the one that runs on the state folder; else its own.
- * @throws DownpourError DP_SERVER_UNREACHABLE, DP_UNAUTHORIZED or DP_FORBIDDEN of the one that is joined; DP_STATE_LOCKED
+ * @throws DownpourError DP_SERVER_UNREACHABLE, DP_UNAUTHORIZED or DP_FORBIDDEN of the one that is shared; DP_STATE_LOCKED
  *   where the folder is held by one that cannot be found.
  */
 export async function openTrainServer(
@@ -75,7 +75,7 @@ export async function openTrainServer(
   const { state, port } = options;
   for (const since = performance.now(); ; await delay(LOOK_MS)) {
     const url = await urlOfFolder(state);
-    if (url !== null) return joinAt(options, url, log);
+    if (url !== null) return shareAt(options, url, log);
     try {
       return await startOwnServer({ state, port, log });
     } catch (error) {
@@ -101,10 +101,10 @@ export async function urlOfFolder(state: string): Promise<string | null> {
 }
 
 /**
- * Joins the server that runs on the state folder. One that belongs to another command ends with it: then this command goes
+ * Uses the server that runs on the state folder. One that belongs to another command ends with it: then this command goes
  * on with a server of its own at the same address, from the checkpoints that the other one left.
  */
-async function joinAt(
+async function shareAt(
   options: TrainServerOptions,
   url: string,
   log: (line: string) => void,
@@ -128,18 +128,18 @@ async function joinAt(
   const heir = isBrief ? new Heir(state, url, log) : null;
   return {
     ...server,
-    joined: `a server runs in ${state} already: this command joins it at ${url}; Ctrl-C ends only what this command began`,
+    shared: `a server runs in ${state} already: this command uses it at ${url}; Ctrl-C ends only what this command began`,
     close: async () => heir?.close(),
   };
 }
 
-/** Asks a server that was joined until it answers: it may end with its command in this moment, and is taken over then. */
-export async function patiently<T>({ joined }: UsedServer, ask: () => Promise<T>): Promise<T> {
+/** Asks a server that is shared until it answers: it may end with its command in this moment, and is taken over then. */
+export async function patiently<T>({ shared }: UsedServer, ask: () => Promise<T>): Promise<T> {
   for (const since = performance.now(); ; await delay(LOOK_MS)) {
     try {
       return await ask();
     } catch (error) {
-      const isAway = joined !== undefined && errorCode(error) === 'DP_SERVER_UNREACHABLE';
+      const isAway = shared !== undefined && errorCode(error) === 'DP_SERVER_UNREACHABLE';
       if (!isAway || performance.now() - since > BEGIN_MS) throw error;
     }
   }
@@ -165,7 +165,7 @@ class Heir {
         this.#own = await startOwnServer({ state, port, log });
         log(`the command whose server this was has ended: this one serves ${state} now`);
       } catch (error) {
-        // Another one that has joined was first, or the port is not free yet.
+        // Another command was first, or the port is not free yet.
         log(`${state} is not taken over: ${errorText(error)}; trying again`);
       }
     }

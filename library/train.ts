@@ -94,7 +94,7 @@ export interface TrainingResult {
 
 /**
  * Trains an experiment: starts a server and workers on this machine, and ends them when the run has ended. Where a server
- * runs on the state folder already, the training joins it.
+ * runs on the state folder already, the training uses that one.
  * @param given its file (a path, or a `file:` URL), or the experiment itself.
  * @throws DownpourError DP_RUN_FAILED: the run has failed; what loading the experiment and starting a server throws; the
  *   reason of `signal`; what `onProgress` or `log` has thrown, which stop the run as `signal` does.
@@ -120,8 +120,8 @@ export async function train(
   const usedServer = await openUsedServer(options, log);
   let pool: Pool | null = null;
   try {
-    const { client, joined } = usedServer;
-    if (joined !== undefined) log(joined);
+    const { client, shared } = usedServer;
+    if (shared !== undefined) log(shared);
     const { run: id } = options;
     const run = await client.createRun({
       ...{ ...(id === undefined ? {} : { id }), experiment: name, experimentHash, config },

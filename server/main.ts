@@ -104,7 +104,7 @@ export interface ServeOptions extends TokenSources {
   readonly copiesKept?: number;
   /** How long a stopping server waits for the last copies. Default: 20,000. */
   readonly copyGraceMs?: number;
-  /** It belongs to a command, and ends with it: another command that has joined it may go on in its place. */
+  /** It belongs to a command, and ends with it: another command that uses it may go on in its place. */
   readonly endsWithCommand?: boolean;
   /** What browsers that open `/join` may train; absent: nothing. */
   readonly join?: JoinPageFiles;

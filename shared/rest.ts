@@ -397,7 +397,7 @@ export const StandbyFactsSchema = Type.Object({
   mode: orNull(Type.Union([Type.Literal('sync'), Type.Literal('async')])),
   /** Maximum number of pushes by which it may lag. */
   lagMax: orNull(N),
-  /** Seconds since it joined or was lost. */
+  /** Seconds since it connected or was lost. */
   seconds: N,
   /** Reason for its loss. */
   reason: orNull(Type.String()),

@@ -215,7 +215,7 @@ async function conduct(
       );
     }
     usedServer = await openTrainServer(options, log);
-    if (usedServer.joined !== undefined) progress.note(usedServer.joined);
+    if (usedServer.shared !== undefined) progress.note(usedServer.shared);
     const { id } = await begin(usedServer.client, progress);
     if (options.detach) {
       progress.note(`run ${id} waits for workers: downpour work --server ${usedServer.client.url}`);

@@ -144,7 +144,7 @@ export async function studyCommand(
     const opened = early?.usedServer ?? (await openTrainServer(options, log));
     usedServer = opened;
     const { client } = opened;
-    if (opened.joined !== undefined) progress.note(opened.joined);
+    if (opened.shared !== undefined) progress.note(opened.shared);
     await definition.prepare?.(client, name);
     if (options.workers > 0) {
       pool = startLocalWorkers({

@@ -100,7 +100,7 @@ interface Standby {
   buffered: number;
 }
 
-type ReplicationState = 'alone' | 'joining' | 'following' | 'parting';
+type ReplicationState = 'alone' | 'receiving' | 'following' | 'parting';
 
 export class Replication {
   readonly #options: ReplicationOptions;
@@ -203,8 +203,8 @@ export class Replication {
     standby.link.ping();
     // What has come during a pause of our own has not been read yet.
     if (pauseMs > this.#timeoutMs / 2) standby.heardMs = now;
-    const joining = this.#state === 'joining';
-    const silenceMs = joining ? SLOW * this.#timeoutMs : this.#timeoutMs;
+    const isReceiving = this.#state === 'receiving';
+    const silenceMs = isReceiving ? SLOW * this.#timeoutMs : this.#timeoutMs;
     if (now - standby.heardMs > silenceMs) {
       this.#lose(standby, `no message from it for ${silenceMs / 1000} s`);
       return;
@@ -212,11 +212,11 @@ export class Replication {
     const [oldest] = standby.uncarried;
     const slowMs = SLOW * this.#timeoutMs;
     const lateMs = slowMs + pauseMs;
-    if (!joining && oldest && now - oldest.atMs > lateMs) {
+    if (!isReceiving && oldest && now - oldest.atMs > lateMs) {
       this.#lose(standby, `it is more than ${slowMs / 1000} s behind`);
     } else if (now - this.#waitingSince(now) > lateMs) {
       this.#giveUp(standby, `answers to workers wait for it for more than ${slowMs / 1000} s`);
-    } else if (joining && now - this.#progressOf(standby, now) > lateMs) {
+    } else if (isReceiving && now - this.#progressOf(standby, now) > lateMs) {
       this.#giveUp(standby, `it has carried nothing out for ${slowMs / 1000} s`);
     }
   }
@@ -275,7 +275,8 @@ export class Replication {
     if (standby) {
       const { mode, lagMax } = standby.follow;
       return {
-        state: this.#state === 'joining' ? 'joining' : 'following',
+        // REST calls it so.
+        state: this.#state === 'receiving' ? 'joining' : 'following',
         ...{ address: standby.from, mode, lagMax, seconds: since(standby.sinceMs), reason: null },
         behind: { pushes: this.#pushes - this.#carriedPushes, bytes: this.#uncarriedBytes },
       };
@@ -369,7 +370,7 @@ export class Replication {
       ...{ heardMs: now(), progressMs: now(), buffered: 0 },
     };
     this.#standby = standby;
-    this.#state = 'joining';
+    this.#state = 'receiving';
     this.#missing = null;
     log(`a standby has connected from ${standby.from}; it is receiving all runs`);
     this.#introduceAll(standby);

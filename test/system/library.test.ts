@@ -153,7 +153,7 @@ describe('train', () => {
     await expect(train(line(), options(wrong))).rejects.toThrow(says);
   });
 
-  test('two at once: each with a state of its own, or the second joins the server of the first and outlives it', async () => {
+  test('two at once: each with a state of its own, or the second uses the server of the first and outlives it', async () => {
     const both = ['one', 'two'].map((name) =>
       train(line(), options({ state: join(folder, name), run: name })),
     );

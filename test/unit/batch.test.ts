@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import type { ExperimentData } from '../../worker/data/examples.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
@@ -10,13 +10,13 @@ import { type Batch, type Experiment, mustBeExperiment } from '../../worker/expe
 import { createOrders, minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { seenMinibatch } from '../../worker/seen-minibatch.ts';
+import { useModels } from '../support/models.ts';
 
 const ENGINES = [
   'cpu',
   'wasm',
   ...(readEngine(engineFolder('cpu')) ? ['native'] : []),
 ] as EngineName[];
-beforeAll(() => openEngine({ engine: 'cpu' }));
 
 const COUNT = 24;
 /** Example i has inputs [i, i + 0.5] and target i mod 3. */
@@ -34,10 +34,7 @@ const data: ExperimentData = {
 };
 const prepared = prepareData(data, { seed: 1, validationFraction: 0.25, standardise: 'none' });
 
-const models: Model[] = [];
-afterAll(() => {
-  for (const model of models) model.dispose();
-});
+const models = useModels();
 
 /** A linear model of the inputs; its loss is the mean of its one output, so the gradient is the mean of the inputs. */
 async function build(batch: Batch | undefined, rest: Partial<Experiment> = {}): Promise<Model> {

@@ -1,18 +1,17 @@
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { floatsOf } from '../../shared/codec.ts';
+import { describe, expect, test } from 'vitest';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import type { Lease, Push, Work } from '../../shared/protocol.ts';
+import type { Lease, Work } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
-import type { Landing } from '../../wire/connection.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { dataOf } from '../../worker/data/given.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
-import { openEngine } from '../../worker/engine.ts';
 import { type Experiment, mustBeExperiment, type Tensor } from '../../worker/experiment.ts';
-import { buildModel, type Model } from '../../worker/model.ts';
+import { buildModel } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
-import { createTrainer, type Exchange } from '../../worker/trainer.ts';
+import { createTrainer } from '../../worker/trainer.ts';
+import { FakeExchange, workOf } from '../support/fake-exchange.ts';
+import { useModels } from '../support/models.ts';
 
 /** Carried state: tensors that live from minibatch to minibatch, each worker's own. */
 
@@ -46,11 +45,7 @@ const seen: Experiment = {
   },
 };
 
-beforeAll(() => openEngine({ engine: 'cpu' }));
-const models: Model[] = [];
-afterAll(() => {
-  for (const model of models) model.dispose();
-});
+const models = useModels();
 async function build(changes: Partial<Experiment> = {}, partial: PartialConfig = {}) {
   const experiment = { ...seen, ...changes };
   const config = resolveConfig({ seed: 3, minibatchSize: 4, ...partial });
@@ -64,36 +59,6 @@ const problemOf = (changes: Partial<Experiment>, config: PartialConfig = {}) =>
     () => 'nothing was refused',
     (error) => `${error.code}: ${error.message}`,
   );
-
-/** A server that keeps what was pushed; the test answers. */
-class FakeExchange implements Exchange {
-  readonly pushes: { sequence: number; lease: number; trail: number; payload: number[] }[] = [];
-  hasReceived = false;
-  unacknowledged: { lease: number; sequence: number }[] = [];
-  push(
-    push: Omit<Push, 'type' | 'sequence'>,
-    [bytes = 0]: readonly number[],
-    write: (payloads: readonly Uint8Array[]) => void,
-  ): number {
-    const payload = new Uint8Array(bytes);
-    write([payload]);
-    return this.pushReady(push, [{ bytes: payload, release: () => {} }]);
-  }
-  pushReady({ lease }: Omit<Push, 'type' | 'sequence'>, [landing]: readonly Landing[]): number {
-    const sequence = this.pushes.length + 1;
-    const payload = [...floatsOf(landing!.bytes)];
-    this.pushes.push({ sequence, lease, trail: payload[1]!, payload });
-    this.unacknowledged.push({ lease, sequence });
-    return sequence;
-  }
-  send(): void {}
-  acknowledge({ sequence }: { sequence: number }): void {
-    this.unacknowledged = this.unacknowledged.filter((push) => push.sequence > sequence);
-  }
-  resend(): number {
-    return this.unacknowledged.length;
-  }
-}
 
 async function worker(depth = 1, changes: Partial<Experiment> = {}, more: PartialConfig = {}) {
   const { config, prepared, model } = await build(changes, { ...more, consistency: { depth } });
@@ -120,10 +85,10 @@ const lease = (id: number): Lease => ({
   count: 4,
   part: 'train',
 });
-const work = (step: number, ids: number[], rest: Partial<Work> = {}): Work => ({
-  ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1, leases: ids.map(lease) },
-  ...{ acknowledgements: [], evaluation: null, encoding: 'f32', pull: null, ...rest },
-});
+const work = (step: number, ids: number[], rest?: Partial<Work>): Work =>
+  workOf(step, ids.map(lease), rest);
+/** What a push carries: it stands behind the gradient of the one weight. */
+const trailOf = ({ gradient }: FakeExchange['pushes'][number]) => gradient[1]!;
 const answer = (sequence: number, outcome: 'applied' | 'rejected' = 'applied') => ({
   acknowledgements: [
     { sequence, outcome, staleness: 0, code: null, message: null } as Work['acknowledgements'][0],
@@ -139,11 +104,7 @@ describe('what a worker carries', () => {
     await trainer.work(work(5, [2], answer(1)), theta(-99));
     await trainer.work(work(9, [3], answer(2)), theta(-98));
     const [a, b, c] = [1, 2, 3].map((id) => sumOf(lease(id)));
-    expect(exchange.pushes.map(({ trail }) => trail)).toEqual([
-      a,
-      2 * a! + b!,
-      4 * a! + 2 * b! + c!,
-    ]);
+    expect(exchange.pushes.map(trailOf)).toEqual([a, 2 * a! + b!, 4 * a! + 2 * b! + c!]);
   });
 
   test('is as it was before a push that was refused, when its minibatch is computed again', async () => {
@@ -154,7 +115,7 @@ describe('what a worker carries', () => {
     await trainer.work(work(5, [3], answer(3)), theta(0));
     const [a, b, c] = [1, 2, 3].map((id) => sumOf(lease(id)));
     const again = 2 * a! + b!;
-    expect(exchange.pushes.map(({ trail }) => trail)).toEqual([a, again, again, 2 * again + c!]);
+    expect(exchange.pushes.map(trailOf)).toEqual([a, again, again, 2 * again + c!]);
   });
 
   test('with two pushes under way: one that follows a refused one stays, two that were refused are undone', async () => {
@@ -165,9 +126,10 @@ describe('what a worker carries', () => {
       acknowledgements: [1, 2].map((n) => answer(n, 'rejected').acknowledgements[0]!),
     };
     await trainer.work(work(1, [1, 2], both), theta(0));
-    expect(exchange.pushes.map(({ trail }) => trail)).toEqual([a, 2 * a! + b!, a, 2 * a! + b!]);
+    expect(exchange.pushes.map(trailOf)).toEqual([a, 2 * a! + b!, a, 2 * a! + b!]);
     await trainer.work(work(2, [2, 3], answer(3, 'rejected')), theta(0));
-    expect(exchange.pushes[4]).toMatchObject({ lease: 3, trail: 4 * a! + 2 * b! + c! });
+    expect(exchange.pushes[4]!.lease).toBe(3);
+    expect(trailOf(exchange.pushes[4]!)).toBe(4 * a! + 2 * b! + c!);
   });
 
   test.each<[string, (trainer: Awaited<ReturnType<typeof worker>>['trainer']) => Partial<Work>]>([
@@ -184,16 +146,16 @@ describe('what a worker carries', () => {
     await trainer.work(work(0, [1]), theta(0));
     const change = happens(trainer);
     await trainer.work(work(3, [2], change), theta(1000));
-    expect(exchange.pushes[1]!.trail).toBe(2000 + sumOf(lease(2)));
+    expect(trailOf(exchange.pushes[1]!)).toBe(2000 + sumOf(lease(2)));
     // And its own from then on.
     await trainer.work(work(4, [3], { ...change, ...answer(2) }), theta(-5));
-    expect(exchange.pushes[2]!.trail).toBe(2 * exchange.pushes[1]!.trail + sumOf(lease(3)));
+    expect(trailOf(exchange.pushes[2]!)).toBe(2 * trailOf(exchange.pushes[1]!) + sumOf(lease(3)));
   });
 
   test('begins as the server has it for a worker that comes later: what one that went had is lost', async () => {
     const { exchange, trainer, sumOf } = await worker();
     await trainer.work(work(50, [4]), theta(300));
-    expect(exchange.pushes[0]!.trail).toBe(600 + sumOf(lease(4)));
+    expect(trailOf(exchange.pushes[0]!)).toBe(600 + sumOf(lease(4)));
   });
 });
 
@@ -217,7 +179,7 @@ describe('when a group thaws', () => {
     await trainer.work(work(0, [1], { frozen: ['late'] }), Float32Array.of(1, 0, 7, 1));
     await trainer.work(work(1, [2], { frozen: [], ...answer(1) }), Float32Array.of(1, 1, 50, 7));
     expect(model.layout.exchangedSize).toBe(4);
-    expect(exchange.pushes[1]!.payload[2]).toBe(100 + sumOf(lease(2)));
+    expect(exchange.pushes[1]!.gradient[2]).toBe(100 + sumOf(lease(2)));
   });
 });
 

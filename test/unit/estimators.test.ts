@@ -1,13 +1,13 @@
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { resolveConfig } from '../../shared/config.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { dataOf } from '../../worker/data/given.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
-import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import type { Experiment, ObjectiveArguments, Tensor, Tf } from '../../worker/experiment.ts';
-import { buildModel, type Model } from '../../worker/model.ts';
+import { buildModel } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
+import { useModels } from '../support/models.ts';
 
 /**
  * Estimators that are no gradient of a loss, on a restricted Boltzmann machine so small that all of its states can
@@ -110,12 +110,8 @@ const contrastive = (k: number) => (args: ObjectiveArguments) => {
   return training ? { error, gradients: difference(tf, units, batch.inputs, v) } : { error };
 };
 
-beforeAll(() => openEngine({ engine: 'cpu' }));
 const config = resolveConfig({ seed: 4, minibatchSize: 100 });
-const models: Model[] = [];
-afterAll(() => {
-  for (const model of models) model.dispose();
-});
+const models = useModels();
 async function build(changes: Partial<Experiment>) {
   const experiment: Experiment = { data: bits, model, ...changes };
   const prepared = prepareData(dataOf(bits()), prepareOptions(experiment, config));

@@ -1,5 +1,5 @@
 import fc from 'fast-check';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { decide, probabilitiesOf } from '../../shared/answers.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { decodeFacts, encodeFacts } from '../../shared/data-facts.ts';
@@ -12,14 +12,12 @@ import { dataOf, type GivenData, type GivenExamples } from '../../worker/data/gi
 import { packData, unpackData } from '../../worker/data/packed.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { viewerOf } from '../../worker/data/views.ts';
-import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { type Experiment, mustBeExperiment, type Tensor } from '../../worker/experiment.ts';
-import { buildModel, type Model } from '../../worker/model.ts';
+import { buildModel } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 import { seenMinibatch } from '../../worker/seen-minibatch.ts';
-
-beforeAll(() => openEngine({ engine: 'cpu' }));
+import { useModels } from '../support/models.ts';
 
 const COUNT = 40;
 const rows = <T>(of: (i: number) => T): T[] => Array.from({ length: COUNT }, (_, i) => of(i));
@@ -72,10 +70,7 @@ const config = resolveConfig({ seed: 4, minibatchSize: 8, learningRate: 0.05 });
 const prepare = (experiment: Experiment, given: unknown = experiment.data({} as never)) =>
   prepareData(dataOf(given), prepareOptions(experiment, config));
 
-const models: Model[] = [];
-afterAll(() => {
-  for (const model of models) model.dispose();
-});
+const models = useModels();
 async function build(changes: Partial<Experiment> = {}, given: unknown = shop()) {
   const experiment = { ...twoInTwoOut, ...changes };
   const prepared = prepare(experiment, given);

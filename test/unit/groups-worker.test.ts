@@ -1,23 +1,18 @@
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { dataOf } from '../../worker/data/given.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
-import { openEngine } from '../../worker/engine.ts';
 import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
+import { useModels } from '../support/models.ts';
 
 /** What a worker computes for groups of parameters: nothing for frozen ones, and each loss for its own group. */
 
 const native = readEngine(engineFolder()) !== null;
-beforeAll(() => openEngine({ engine: native ? 'native' : 'cpu' }));
-
-const models: Model[] = [];
-afterAll(() => {
-  for (const model of models) model.dispose();
-});
+const models = useModels(native ? 'native' : 'cpu');
 
 const COUNT = 40;
 const inputs = {

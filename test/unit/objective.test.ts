@@ -14,8 +14,7 @@ import {
 } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
-
-beforeAll(() => openEngine({ engine: 'cpu' }));
+import { useModels } from '../support/models.ts';
 
 const COUNT = 60;
 /** Points near a line in three dimensions; nothing is to be predicted. */
@@ -50,10 +49,7 @@ const autoencoder: Experiment = {
 };
 
 const config = resolveConfig({ seed: 4, minibatchSize: 8 });
-const models: Model[] = [];
-afterAll(() => {
-  for (const model of models) model.dispose();
-});
+const models = useModels();
 async function build(changes: Partial<Experiment> = {}) {
   const experiment = { ...autoencoder, ...changes };
   const given = dataOf(await experiment.data({} as never));

@@ -1,9 +1,7 @@
 import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { floatsOf } from '../../shared/codec.ts';
 import { resolveConfig } from '../../shared/config.ts';
-import type { Evaluated, Lease, Push, Work } from '../../shared/protocol.ts';
+import type { Lease, Work } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
-import type { Landing } from '../../wire/connection.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
@@ -11,7 +9,8 @@ import { openEngine } from '../../worker/engine.ts';
 import { evaluate } from '../../worker/evaluate.ts';
 import { minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
-import { createTrainer, type Exchange } from '../../worker/trainer.ts';
+import { createTrainer } from '../../worker/trainer.ts';
+import { FakeExchange, workOf } from '../support/fake-exchange.ts';
 
 const SEED = 5;
 const COUNT = 50;
@@ -56,46 +55,6 @@ beforeEach(async () => {
 });
 afterEach(() => model.dispose());
 
-const nothing: Landing = { bytes: new Uint8Array(), release: () => {} };
-
-/** A server that answers nothing; the test does. */
-class FakeExchange implements Exchange {
-  readonly pushes: (Omit<Push, 'type' | 'sequence'> & { sequence: number; gradient: number[] })[] =
-    [];
-  readonly evaluated: Evaluated[] = [];
-  resent = 0;
-  hasReceived = false;
-  unacknowledged: { lease: number; sequence: number }[] = [];
-  push(
-    push: Omit<Push, 'type' | 'sequence'>,
-    [bytes = 0]: readonly number[],
-    write: (payloads: readonly Uint8Array[]) => void,
-  ): number {
-    const payload = new Uint8Array(bytes);
-    write([payload]);
-    return this.pushReady(push, [{ bytes: payload, release: () => {} }]);
-  }
-  pushReady(
-    push: Omit<Push, 'type' | 'sequence'>,
-    [{ bytes: payload } = nothing]: readonly Landing[],
-  ): number {
-    const sequence = this.pushes.length + 1;
-    this.pushes.push({ ...push, sequence, gradient: [...floatsOf(payload)] });
-    this.unacknowledged.push({ lease: push.lease, sequence });
-    return sequence;
-  }
-  send(message: Evaluated): void {
-    this.evaluated.push(message);
-  }
-  acknowledge({ sequence }: { sequence: number }): void {
-    this.unacknowledged = this.unacknowledged.filter((push) => push.sequence > sequence);
-  }
-  resend(): number {
-    this.resent++;
-    return this.unacknowledged.length;
-  }
-}
-
 const signal = new AbortController().signal;
 const theta = (w: number) => Float32Array.of(w);
 const none = new Float32Array(0);
@@ -111,12 +70,6 @@ function setUp(depth = 1) {
   return { exchange, trainer, lines };
 }
 
-function work(step: number, leases: Lease[], rest: Partial<Work> = {}): Work {
-  return {
-    ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1 },
-    ...{ acknowledgements: [], leases, evaluation: null, encoding: 'f32', pull: null, ...rest },
-  };
-}
 const lease = (id: number, start: number, count: number, epoch = 0): Lease => ({
   ...{ id, epoch, start, count, part: 'train' },
 });
@@ -132,13 +85,13 @@ const meanOf = (values: Iterable<number>) => {
 
 test('a payload of a size that the server does not take ends the work, not the next one like it', async () => {
   const { trainer } = setUp();
-  await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
+  await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(1));
   const refused = applied(1, {
     outcome: 'rejected',
     code: 'DP_TENSOR_SIZE',
     message: 'the gradient has 3 bytes',
   });
-  await expect(trainer.work(work(0, [lease(1, 0, 8)], refused), none)).rejects.toMatchObject({
+  await expect(trainer.work(workOf(0, [lease(1, 0, 8)], refused), none)).rejects.toMatchObject({
     code: 'DP_TENSOR_SIZE',
   });
 });
@@ -147,8 +100,8 @@ describe('minibatches', () => {
   test('are the ranges of the seeded order of their epoch', async () => {
     const { exchange, trainer } = setUp();
     const order = permutation(SEED, STREAMS.epoch + 3, COUNT);
-    await trainer.work(work(0, [lease(1, 8, 8, 3), lease(2, 16, 8, 3)]), theta(1));
-    await trainer.work(work(1, [lease(2, 16, 8, 3)], applied(1)), theta(1));
+    await trainer.work(workOf(0, [lease(1, 8, 8, 3), lease(2, 16, 8, 3)]), theta(1));
+    await trainer.work(workOf(1, [lease(2, 16, 8, 3)], applied(1)), theta(1));
     expect(exchange.pushes.map((push) => push.gradient[0])).toEqual([
       expect.closeTo(meanOf(order.subarray(8, 16)), 4),
       expect.closeTo(meanOf(order.subarray(16, 24)), 4),
@@ -164,7 +117,7 @@ describe('minibatches', () => {
       }
     }
     for (let i = 0; i < leases.length; i++) {
-      await trainer.work(work(i, leases.slice(i, i + 2), i > 0 ? applied(i) : {}), theta(1));
+      await trainer.work(workOf(i, leases.slice(i, i + 2), i > 0 ? applied(i) : {}), theta(1));
     }
     const sumOf = (epoch: number) =>
       exchange.pushes
@@ -177,7 +130,7 @@ describe('minibatches', () => {
   test('of a refit come from training and validation together', async () => {
     const { exchange, trainer } = setUp();
     const all = { ...lease(1, 0, 2 * COUNT), part: 'trainAndValidation' as const };
-    await trainer.work(work(0, [all]), theta(1));
+    await trainer.work(workOf(0, [all]), theta(1));
     expect(exchange.pushes[0]!.gradient[0]).toBeCloseTo((COUNT - 1) / 2, 3);
   });
 
@@ -197,10 +150,10 @@ describe('minibatches', () => {
 describe('a push', () => {
   test('names the step and generation of the parameters that it was computed at', async () => {
     const { exchange, trainer } = setUp();
-    await trainer.work(work(7, [lease(1, 0, 8)]), theta(2));
+    await trainer.work(workOf(7, [lease(1, 0, 8)]), theta(2));
     // The parameters did not change: no payload.
-    await trainer.work(work(7, [lease(2, 8, 8)], applied(1)), none);
-    await trainer.work(work(9, [lease(3, 16, 8)], { ...applied(2), generation: 4 }), theta(3));
+    await trainer.work(workOf(7, [lease(2, 8, 8)], applied(1)), none);
+    await trainer.work(workOf(9, [lease(3, 16, 8)], { ...applied(2), generation: 4 }), theta(3));
     expect(exchange.pushes.map(({ step, generation, lease }) => [lease, step, generation])).toEqual(
       [
         [1, 7, 1],
@@ -215,19 +168,19 @@ describe('a push', () => {
 
   test('waits for the reply to the last one, whatever else the server says', async () => {
     const { exchange, trainer } = setUp();
-    await trainer.work(work(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
-    await trainer.work(work(1, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
+    await trainer.work(workOf(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
+    await trainer.work(workOf(1, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
     expect(exchange.pushes.length).toBe(1);
-    await trainer.work(work(2, [lease(2, 8, 8)], applied(1)), theta(1));
+    await trainer.work(workOf(2, [lease(2, 8, 8)], applied(1)), theta(1));
     expect(exchange.pushes.map((push) => push.lease)).toEqual([1, 2]);
   });
 
   test('goes ahead of the reply when the depth allows, never twice for a lease', async () => {
     const { exchange, trainer } = setUp(2);
     const leases = [lease(1, 0, 8), lease(2, 8, 8), lease(3, 16, 8)];
-    await trainer.work(work(0, leases), theta(1));
+    await trainer.work(workOf(0, leases), theta(1));
     expect(exchange.pushes.map((push) => push.lease)).toEqual([1, 2]);
-    await trainer.work(work(1, leases.slice(1), applied(1)), theta(1));
+    await trainer.work(workOf(1, leases.slice(1), applied(1)), theta(1));
     expect(exchange.pushes.map((push) => push.lease)).toEqual([1, 2, 3]);
   });
 
@@ -235,10 +188,10 @@ describe('a push', () => {
     const { exchange, trainer } = setUp(2);
     const leases = [lease(1, 0, 8), lease(2, 8, 8), lease(3, 16, 8)];
     exchange.hasReceived = true;
-    await trainer.work(work(0, leases), theta(1));
+    await trainer.work(workOf(0, leases), theta(1));
     expect(exchange.pushes).toEqual([]);
     exchange.hasReceived = false;
-    await trainer.work(work(5, leases), theta(2));
+    await trainer.work(workOf(5, leases), theta(2));
     expect(exchange.pushes.map(({ lease, step }) => [lease, step])).toEqual([
       [1, 5],
       [2, 5],
@@ -247,9 +200,9 @@ describe('a push', () => {
 
   test('that was too stale is computed anew at the newer parameters', async () => {
     const { exchange, trainer, lines } = setUp();
-    await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
+    await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(1));
     const stale = { outcome: 'rejected', code: 'DP_PUSH_STALE', message: 'stale' };
-    await trainer.work(work(9, [lease(1, 0, 8)], applied(1, stale)), theta(5));
+    await trainer.work(workOf(9, [lease(1, 0, 8)], applied(1, stale)), theta(5));
     expect(exchange.pushes.map(({ lease, step }) => [lease, step])).toEqual([
       [1, 0],
       [1, 9],
@@ -259,26 +212,26 @@ describe('a push', () => {
 
   test('that was refused for another reason is told', async () => {
     const { trainer, lines } = setUp();
-    await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
+    await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(1));
     const refused = { outcome: 'rejected', code: 'DP_GRADIENT_NOT_FINITE', message: 'NaN' };
-    await trainer.work(work(1, [], applied(1, refused)), none);
+    await trainer.work(workOf(1, [], applied(1, refused)), none);
     expect(lines).toEqual([expect.stringMatching(/push 1 .*DP_GRADIENT_NOT_FINITE NaN/)]);
   });
 
   test('with a loss that is not finite says so by null', async () => {
     const { exchange, trainer } = setUp();
-    await trainer.work(work(0, [lease(1, 0, 8)]), theta(Number.POSITIVE_INFINITY));
+    await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(Number.POSITIVE_INFINITY));
     expect(exchange.pushes[0]!.loss).toBeNull();
   });
 
   test('goes out again after a new connection, before anything else is computed', async () => {
     const { exchange, trainer } = setUp();
-    await trainer.work(work(0, [lease(1, 0, 8)]), theta(1));
+    await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(1));
     trainer.noteRejoin();
-    await trainer.work(work(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
+    await trainer.work(workOf(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
     expect(exchange.resent).toBe(1);
     expect(exchange.pushes.length).toBe(1);
-    await trainer.work(work(1, [lease(2, 8, 8)], applied(1, { outcome: 'duplicate' })), theta(1));
+    await trainer.work(workOf(1, [lease(2, 8, 8)], applied(1, { outcome: 'duplicate' })), theta(1));
     expect(exchange.pushes.map((push) => push.lease)).toEqual([1, 2]);
     expect(exchange.resent).toBe(1);
   });
@@ -289,13 +242,13 @@ describe('a payload', () => {
     const { trainer } = setUp();
     const released: string[] = [];
     const release = (name: string) => () => void released.push(name);
-    await trainer.work(work(0, [lease(1, 0, 8)]), theta(1), release('a'));
+    await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(1), release('a'));
     // Without one to compute on the parameters stay as they are, and so does the device.
-    await trainer.work(work(1, [], applied(1)), theta(2), release('b'));
+    await trainer.work(workOf(1, [], applied(1)), theta(2), release('b'));
     expect(released).toEqual([]);
-    await trainer.work(work(2, []), theta(3), release('c'));
+    await trainer.work(workOf(2, []), theta(3), release('c'));
     expect(released).toEqual(['b']);
-    await trainer.work(work(2, [lease(2, 8, 8)]), none, release('empty'));
+    await trainer.work(workOf(2, [lease(2, 8, 8)]), none, release('empty'));
     expect(released).toEqual(['b', 'empty', 'a']);
     trainer.close();
     expect(released).toEqual(['b', 'empty', 'a', 'c']);
@@ -305,9 +258,13 @@ describe('a payload', () => {
     const { trainer } = setUp();
     const released: string[] = [];
     const release = (name: string) => () => void released.push(name);
-    await trainer.work(work(0, [lease(1, 0, 8)]), theta(1), release('a'));
+    await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(1), release('a'));
     const evaluation = { id: 3, part: 'validation' as const };
-    await trainer.work(work(1, [], { ...applied(1), evaluation }), theta(2), release('evaluated'));
+    await trainer.work(
+      workOf(1, [], { ...applied(1), evaluation }),
+      theta(2),
+      release('evaluated'),
+    );
     expect(released).toEqual(['evaluated']);
   });
 });
@@ -315,9 +272,9 @@ describe('a payload', () => {
 describe('an evaluation', () => {
   test('is of the parameters sent with it; training goes on at its own', async () => {
     const { exchange, trainer } = setUp();
-    await trainer.work(work(4, [lease(1, 0, 8)]), theta(1));
+    await trainer.work(workOf(4, [lease(1, 0, 8)]), theta(1));
     const evaluation = { id: 3, part: 'validation' as const };
-    await trainer.work(work(2, [], { ...applied(1), evaluation }), theta(10));
+    await trainer.work(workOf(2, [], { ...applied(1), evaluation }), theta(10));
     expect(exchange.evaluated).toEqual([
       {
         ...{ type: 'evaluated', run: 'r', evaluation: 3, examples: COUNT },
@@ -326,23 +283,23 @@ describe('an evaluation', () => {
         metrics: { targets: expect.closeTo(24.5, 4) },
       },
     ]);
-    await trainer.work(work(4, [lease(2, 0, 8)]), none);
+    await trainer.work(workOf(4, [lease(2, 0, 8)]), none);
     expect(exchange.pushes[1]).toMatchObject({ step: 4, loss: exchange.pushes[0]!.loss });
   });
 
   test('asked for in two replies is done once, and again after a lost connection', async () => {
     const { exchange, trainer } = setUp(2);
-    await trainer.work(work(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
+    await trainer.work(workOf(0, [lease(1, 0, 8), lease(2, 8, 8)]), theta(1));
     const evaluation = { id: 3, part: 'validation' as const };
     const released: string[] = [];
     for (const sequence of [1, 2]) {
-      const message = work(1, [], { ...applied(sequence), evaluation });
+      const message = workOf(1, [], { ...applied(sequence), evaluation });
       await trainer.work(message, theta(2), () => void released.push(`reply ${sequence}`));
     }
     expect(exchange.evaluated.length).toBe(1);
     expect(released).toEqual(['reply 1', 'reply 2']);
     trainer.noteRejoin();
-    await trainer.work(work(1, [], { evaluation }), theta(2));
+    await trainer.work(workOf(1, [], { evaluation }), theta(2));
     expect(exchange.evaluated.length).toBe(2);
   });
 

@@ -9,13 +9,13 @@ import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { useStateFolder } from '../support/state-folder.ts';
 
-/** Several commands in one folder: the first brings the server, the others find it and join it. */
+/** Several commands in one folder: the first brings the server, the others find it and use it. */
 
 const problem = createProblem();
 const EXPERIMENT = { experiment: 'regression', experimentHash: 'hash' };
 
 let state: string;
-const cleanUps = useStateFolder('joined', (folder) => {
+const cleanUps = useStateFolder('shared-server', (folder) => {
   state = folder;
 });
 
@@ -28,7 +28,7 @@ const named = () => openUsedServer({ state, stateGiven: true });
 const idsOf = async ({ client }: Awaited<ReturnType<typeof open>>) =>
   (await client.runs()).map(({ id }) => id);
 
-test('a second command joins, and goes on when the first one ends', {
+test('a second command uses it, and goes on when the first one ends', {
   timeout: 60_000,
 }, async () => {
   // At the same time: one of them has the folder, and the other one waits until that one listens.
@@ -36,7 +36,7 @@ test('a second command joins, and goes on when the first one ends', {
   const [first, second] = both.sort((a, b) => Number(a.state === null) - Number(b.state === null));
   const { url } = first!.client;
   expect(first).toMatchObject({ state });
-  expect(second).toMatchObject({ state: null, joined: expect.stringContaining(url) });
+  expect(second).toMatchObject({ state: null, shared: expect.stringContaining(url) });
   expect(second!.client.url).toBe(url);
   await first!.client.createRun({ id: 'a', ...EXPERIMENT });
   await second!.client.createRun({ id: 'b', ...EXPERIMENT, config: { minibatchSize: 4 } });
@@ -51,7 +51,7 @@ test('a second command joins, and goes on when the first one ends', {
   const found = await named();
   expect([found.client.url, found.state]).toEqual([url, null]);
   await found.close();
-  // One that joined and ends leaves the server alone.
+  // One that only uses it and ends leaves the server alone.
   const third = await open();
   await third.close();
   expect(await idsOf(first!)).toEqual(['a', 'b']);
@@ -69,7 +69,7 @@ test('a second command joins, and goes on when the first one ends', {
   await own.close();
 });
 
-test('a server with tokens is joined with an operator’s, and not replaced when it ends', async () => {
+test('a server with tokens is used with an operator’s, and not replaced when it ends', async () => {
   const controller = new AbortController();
   const serving = await serve({
     ...{ host: '127.0.0.1', port: 0, state, localSocket: false, token: 'secret' },
@@ -81,10 +81,10 @@ test('a server with tokens is joined with an operator’s, and not replaced when
     message: expect.stringContaining(`the server of ${state} runs at ${serving.url}`),
   });
   await expect(open({ token: 'wrong' })).rejects.toMatchObject({ code: 'DP_UNAUTHORIZED' });
-  const joined = await open({ token: 'secret' });
-  await joined.client.createRun({ id: 'a', ...EXPERIMENT });
+  const third = await open({ token: 'secret' });
+  await third.client.createRun({ id: 'a', ...EXPERIMENT });
   expect(await ownerOf(state)).toMatchObject({ address: { endsWithCommand: false } });
-  await joined.close();
+  await third.close();
   controller.abort();
   await serving.closed;
   expect(await ownerOf(state)).toEqual({ kind: 'free' });
