@@ -6,7 +6,13 @@ import { DownpourError } from './errors.ts';
 import { GroupsSchema, groupsOf, groupsProblem, withGroupDefaults } from './groups.ts';
 import type { JsonSchema } from './json-schema.ts';
 import { LIMITS } from './limits.ts';
-import { LocalSchema, localOf, localOptimizer, localProblem, OuterSchema } from './local-steps.ts';
+import {
+  LocalSchema,
+  localForWorker,
+  localOptimizer,
+  localProblem,
+  OuterSchema,
+} from './local-steps.ts';
 import { OptimizerSchema } from './optimizer-config.ts';
 import { ScheduleSchema } from './schedule-config.ts';
 import { nearest } from './spelling.ts';
@@ -428,7 +434,9 @@ export const NAME_PATTERN = '^[a-z0-9][a-z0-9_-]{0,63}$';
  * What workers receive: older ones refuse unknown fields, and no worker needs those of `consistency` and `outer`. Runs with
  * local steps are only for workers that announce them, and these know `local`; `groups` and `tables` likewise.
  */
-export function workerConfig({ local, outer: _, groups, tables, ...config }: RunConfig): RunConfig {
+export function workerConfig(whole: RunConfig): RunConfig {
+  const { local: _local, outer: _outer, groups, tables, ...config } = whole;
+  const local = localForWorker(whole);
   const { stalenessMax, damping, depth } = config.consistency;
   const known = damping === 'root' ? 'none' : damping;
   const { examples, ...observe } = config.observe;
@@ -439,7 +447,7 @@ export function workerConfig({ local, outer: _, groups, tables, ...config }: Run
   return {
     ...sent,
     consistency,
-    ...(localOf({ local: workerLocal(local!) }) && { local: workerLocal(local!) }),
+    ...(local && { local: workerLocal(local) }),
     ...(groupsOf({ groups }) && { groups }),
     ...(tablesOf({ tables }) && { tables }),
   };

@@ -28,6 +28,13 @@ export const ConsistencySchema = Type.Object(
         'auto',
       ),
     ),
+    velocity: Type.Optional(
+      choice(
+        ['server', 'worker'],
+        'lookahead: where the momentum of each worker is kept. server: with the run, so it is in checkpoints and on the standby. worker: on the worker, so the server needs no memory for it, and a worker that ends loses its own (DANA-Slim); for the optimizers momentum and nesterov',
+        'server',
+      ),
+    ),
     compensation: Type.Optional(
       Type.Object(
         {
@@ -114,6 +121,10 @@ export const isInRounds = ({ mode }: Pick<Consistency, 'mode'>): boolean =>
 /** The parameters that a worker was sent are kept until its push. */
 export const keepsSent = ({ correction }: Partial<Consistency>): boolean =>
   correction === 'gap' || correction === 'compensated';
+
+/** Each worker keeps its own momentum, and pushes the step that it makes (DANA-Slim). */
+export const hasWorkerVelocity = ({ velocity }: Pick<Consistency, 'velocity'>): boolean =>
+  velocity === 'worker';
 
 /** Pushes are kept one by one until a step is made of them. */
 export const keepsEach = (consistency: Consistency): boolean =>

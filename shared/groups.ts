@@ -11,7 +11,7 @@ import {
   type TensorSpec,
 } from './layout.ts';
 import { LIMITS } from './limits.ts';
-import { type LocalFields, localOf } from './local-steps.ts';
+import { type LocalFields, localOf, localText } from './local-steps.ts';
 import { matchesPattern } from './name-pattern.ts';
 import { type OptimizerConfig, OptimizerSchema } from './optimizer-config.ts';
 import { ScheduleSchema } from './schedule-config.ts';
@@ -138,9 +138,8 @@ export function groupsProblem(
 ): string | null {
   const groups = groupsOf(config);
   if (!groups) return null;
-  const local = localOf(config);
-  if (local) {
-    return `local.steps is ${local.steps} with groups (${Object.keys(groups).join(', ')}); with local steps a worker updates all parameters by one rule: leave out local or groups`;
+  if (localOf(config)) {
+    return `${localText(config)} with groups (${Object.keys(groups).join(', ')}); then a worker updates all parameters by one rule: leave out this field or groups`;
   }
   const { correction } = config.consistency;
   if (correction === 'gap') {

@@ -1,6 +1,6 @@
 import Type, { type Static } from 'typebox';
 import { choice, closed, count, orNone, share } from './config-fields.ts';
-import { type Consistency, collects, isInRounds } from './consistency.ts';
+import { type Consistency, collects, hasWorkerVelocity, isInRounds } from './consistency.ts';
 import { LIMITS } from './limits.ts';
 import { type OptimizerConfig, OptimizerSchema } from './optimizer-config.ts';
 
@@ -90,19 +90,33 @@ export type PushKind = (typeof PUSH_KINDS)[number];
 export type Local = Static<typeof LocalSchema> & { readonly steps: number };
 export type Outer = Static<typeof OuterSchema>;
 
-/** Runs of older releases have none of these. */
+/** Runs of older releases have none of `local`, `outer` and `velocity`. */
 export interface LocalFields {
   readonly local?: Static<typeof LocalSchema> | undefined;
   readonly outer?: Outer | undefined;
+  /** It says where velocities are. */
+  readonly consistency: Pick<Consistency, 'velocity'>;
 }
 
+/**
+ * A velocity on the worker is one local step by Nesterov's rule, of which the server adds up the results. With v on worker i,
+ * v ← α v − ε g and θᵢ = φ + α v − ε g, so that Δ = φ − θᵢ, and φ ← φ − Δ: the update of look-ahead, φ ← φ + α v − ε g
+ * (DANA-Slim, Hakimi et al. 2019, arXiv:1907.11612).
+ */
+const SLIM: Local = {
+  ...{ steps: 1, push: 'delta', optimizer: null, dynamic: false, after: 0, movingRate: 0.9 },
+};
+const SLIM_OUTER: Outer = { learningRate: 1, momentum: 0, nesterov: true, delayed: null };
+
 /** @returns null: each push is the gradient of one minibatch. */
-export function localOf({ local }: LocalFields): Local | null {
+export function localOf({ local, consistency }: LocalFields): Local | null {
+  if (hasWorkerVelocity(consistency)) return SLIM;
   return local && local.steps !== null ? (local as Local) : null;
 }
 
 const NO_OUTER: Outer = { learningRate: null, momentum: 0, nesterov: true, delayed: null };
-export const outerOf = ({ outer }: LocalFields): Outer => outer ?? NO_OUTER;
+export const outerOf = ({ outer, consistency }: LocalFields): Outer =>
+  hasWorkerVelocity(consistency) ? SLIM_OUTER : (outer ?? NO_OUTER);
 
 /** Fragments that the parameters are exchanged in; 1: all together. */
 export const fragmentsOf = (config: LocalFields): number => localOf(config)?.fragments ?? 1;
@@ -114,8 +128,26 @@ export const exchangeSteps = ({ steps, fragments = 1 }: Local): number => steps 
 export function localOptimizer(
   config: LocalFields & { readonly optimizer: OptimizerConfig },
 ): OptimizerConfig {
-  return localOf(config)?.optimizer ?? config.optimizer;
+  const { optimizer, consistency } = config;
+  if (hasWorkerVelocity(consistency)) {
+    return { kind: 'nesterov', momentum: 'momentum' in optimizer ? optimizer.momentum : 0 };
+  }
+  return localOf(config)?.optimizer ?? optimizer;
 }
+
+/** What a worker is told of the steps that it takes by itself; null: it takes none. */
+export function localForWorker(
+  config: LocalFields & { readonly optimizer: OptimizerConfig },
+): Local | null {
+  const local = localOf(config);
+  return local === SLIM ? { ...SLIM, optimizer: localOptimizer(config) } : local;
+}
+
+/** Which field makes workers take steps by themselves, with its value. */
+export const localText = (config: LocalFields): string =>
+  hasWorkerVelocity(config.consistency)
+    ? `consistency.velocity is 'worker'`
+    : `local.steps is ${config.local?.steps}`;
 
 /** Corrections that need gradients, with the staleness that each parameter has seen. */
 const FOR_GRADIENTS = ['lookahead', 'gap', 'compensated'];
@@ -125,8 +157,10 @@ export function localProblem(
   config: LocalFields & {
     readonly consistency: Consistency;
     readonly compression: { readonly push: { readonly kind: string; readonly momentum?: number } };
+    readonly optimizer: { readonly kind: string };
   },
 ): string | null {
+  if (hasWorkerVelocity(config.consistency)) return workerVelocityProblem(config);
   const local = localOf(config);
   const outer = outerOf(config);
   const { consistency, compression } = config;
@@ -171,6 +205,41 @@ export function localProblem(
   }
   if (isInRounds(consistency) && aggregate !== 'mean') {
     return `consistency.aggregate is '${aggregate}' with local.push 'elastic', where the server moves by what all workers move: set mean, or use local.push delta`;
+  }
+  return null;
+}
+
+/** Why these settings do not go with velocities on the workers; null: they do. */
+function workerVelocityProblem({
+  consistency,
+  optimizer,
+  compression,
+  ...config
+}: Parameters<typeof localProblem>[0]): string | null {
+  const seen = `consistency.velocity is 'worker'`;
+  const { correction = 'auto' } = consistency;
+  if (correction !== 'lookahead') {
+    return `${seen} and consistency.correction is '${correction}'; only look-ahead has a velocity for each worker: set correction lookahead, or velocity server`;
+  }
+  const { kind } = optimizer;
+  if (kind !== 'momentum' && kind !== 'nesterov') {
+    return `${seen} and optimizer.kind is '${kind}'; a worker pushes the step of its momentum, and the server only adds it: use momentum or nesterov, or velocity server`;
+  }
+  const own = { ...config, consistency: {} };
+  const outer = outerOf(own);
+  const changed = (Object.keys(NO_OUTER) as (keyof Outer)[]).find((k) => outer[k] !== NO_OUTER[k]);
+  if (localOf(own) || changed) {
+    const field = changed
+      ? `outer.${changed} is ${outer[changed]}`
+      : `local.steps is ${localOf(own)!.steps}`;
+    return `${seen} and ${field}; a worker with a velocity pushes after each minibatch, and the server adds its steps as they are: leave out local and outer, or set velocity server`;
+  }
+  const { momentum = 0 } = compression.push;
+  if (momentum > 0) {
+    return `${seen} and compression.push.momentum is ${momentum}; both are the momentum of the worker: set one of them to 0 or server`;
+  }
+  if (consistency.depth > 1) {
+    return `${seen} and consistency.depth is ${consistency.depth}; a push that is rejected takes its gradient out of the velocity, before the next one is computed: set depth 1, or velocity server`;
   }
   return null;
 }

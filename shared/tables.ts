@@ -3,7 +3,7 @@ import Value from 'typebox/value';
 import { closed, epsilon, orNone, positive, share } from './config-fields.ts';
 import type { Consistency } from './consistency.ts';
 import { LIMITS } from './limits.ts';
-import { type LocalFields, localOf } from './local-steps.ts';
+import { type LocalFields, localOf, localText } from './local-steps.ts';
 import type { RowEncoding, RowShape } from './rows.ts';
 
 /** `tables` of a run: large tables. A minibatch touches a few rows of them. Only these rows travel and are updated. */
@@ -184,9 +184,8 @@ export function tablesProblem(
   const tables = tablesOf(config);
   if (!tables) return null;
   const names = Object.keys(tables).join(', ');
-  const local = localOf(config);
-  if (local) {
-    return `local.steps is ${local.steps} with tables (${names}); with local steps workers keep parameters of their own, and rows have one place, the server: leave out local or tables`;
+  if (localOf(config)) {
+    return `${localText(config)} with tables (${names}); then workers keep parameters or momentum of their own, and rows have one place, the server: leave out this field or tables`;
   }
   const { aggregate = 'mean' } = config.consistency;
   if (aggregate !== 'mean') {

@@ -18,7 +18,10 @@ import { FragmentedParameters } from './fragments.ts';
  * outlives the lease, and pushes what came of it. The server's half is in `server/core/outer.ts`.
  */
 
-export type LocalConfig = Pick<RunConfig, 'minibatchSize' | 'optimizer' | 'weightDecay' | 'clip'> &
+export type LocalConfig = Pick<
+  RunConfig,
+  'minibatchSize' | 'optimizer' | 'weightDecay' | 'clip' | 'consistency'
+> &
   Partial<Pick<RunConfig, 'local'>>;
 
 export interface LocalGradient {
@@ -66,6 +69,12 @@ export class LocalSteps {
   readonly #optimizer: Optimizer;
   /** Updates of the optimizer since it began: bias corrections use it. */
   #step = 0;
+  /** The same before the push under way, which has not happened if it is rejected; null: there is none to go back from. */
+  #before: number | null = null;
+  /** The state of the optimizer then. */
+  readonly #kept = new Map<string, Float32Array>();
+  /** Pushes under way. */
+  #pushed = 0;
   /** By turns: neither the newest parameters are written to nor those that a model has loaded. */
   readonly #rooms: (Float32Array | undefined)[] = [undefined, undefined, undefined];
   #turn = 0;
@@ -103,6 +112,8 @@ export class LocalSteps {
 
   #forget(): void {
     this.#optimizer.reset();
+    this.#before = null;
+    this.#pushed = 0;
     this.#step = 0;
     this.#own = null;
     this.#move = null;
@@ -120,6 +131,8 @@ export class LocalSteps {
   /** What became of the last push. */
   settled(outcome: Acknowledgement['outcome']): void {
     this.#fragments?.settled(outcome !== 'rejected');
+    this.#pushed = Math.max(0, this.#pushed - 1);
+    if (outcome === 'rejected') this.#goBack();
     if (!this.#move) return;
     if (outcome === 'rejected') this.#move = null;
     else this.#move.isApplied = true;
@@ -139,6 +152,9 @@ export class LocalSteps {
     const n = this.#trainable;
     const isElastic = work.push === 'elastic';
     const fragments = work.fragment === undefined ? null : this.#fragments!;
+    // An elastic worker keeps its parameters, whatever becomes of the push. With several under way, later ones hold the earlier ones.
+    if (isElastic || this.#pushed > 0) this.#before = null;
+    else this.#remember();
     let at = isElastic ? this.#begin(pulled) : pulled;
     if (fragments) at = this.#room(fragments.own);
     const payload = this.#payloads.pop() ?? new Float32Array(this.#exchanged);
@@ -166,7 +182,23 @@ export class LocalSteps {
     // What is not finite stays in an optimizer's state for good.
     const own = fragments ? at.subarray(0, n) : change;
     if (!Number.isFinite(loss) || !Number.isFinite(normAndFinite(own))) this.#restart();
+    this.#pushed++;
     return { loss, payload, discard: () => void this.#payloads.push(payload) };
+  }
+
+  #remember(): void {
+    for (const [symbol, values] of Object.entries(this.#optimizer.slots)) {
+      const copy = this.#kept.get(symbol) ?? new Float32Array(values.length);
+      copy.set(values);
+      this.#kept.set(symbol, copy);
+    }
+    this.#before = this.#step;
+  }
+
+  #goBack(): void {
+    if (this.#before === null) return;
+    for (const [symbol, values] of this.#kept) this.#optimizer.slots[symbol]!.set(values);
+    this.#step = this.#before;
   }
 
   /** What is not finite is left behind: it goes on from the parameters of the server. */

@@ -50,6 +50,10 @@ export const AHEAD: readonly CorrectionArm[] = [
     config: { consistency: { correction: 'lookahead' } },
   },
   {
+    ...{ name: 'slim', paper: 'DANA-Slim, the velocity on the worker' },
+    config: { consistency: { correction: 'lookahead', velocity: 'worker' } },
+  },
+  {
     ...{ name: 'auto', paper: 'the default here' },
     config: { consistency: { correction: 'auto' } },
   },

@@ -3,7 +3,7 @@ import { DownpourError } from '../../shared/errors.ts';
 
 /**
  * Ways to train with many workers that `simulate` and `scale` compare, by name: the values of `consistency.mode` and of
- * `consistency.correction`. What the schema learns is a mode here at once.
+ * `consistency.correction`, and look-ahead with its velocities on the workers. What the schema learns is a mode here at once.
  */
 
 const { correction, mode } = RunConfigSchema.properties.consistency.properties;
@@ -25,6 +25,7 @@ export const MODES: Readonly<Record<string, PartialConfig>> = {
       { consistency: { correction: value } } as PartialConfig,
     ]),
   ),
+  slim: { consistency: { correction: 'lookahead', velocity: 'worker' } },
 };
 
 const DILOCO: PartialConfig = {

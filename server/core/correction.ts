@@ -1,5 +1,5 @@
 import type { RunConfig } from '../../shared/config.ts';
-import { collects } from '../../shared/consistency.ts';
+import { collects, hasWorkerVelocity } from '../../shared/consistency.ts';
 import { localOf } from '../../shared/local-steps.ts';
 import type { VelocityUse } from '../../shared/optimizer.ts';
 import type { CorrectionFacts as Told } from '../../shared/rest.ts';
@@ -69,6 +69,8 @@ export class Correction {
   readonly #limits: boolean;
   /** `auto` would have something to do. */
   readonly #able: boolean;
+  /** Each worker has its own velocity, and pushes what look-ahead makes of it. */
+  readonly #onWorkers: boolean;
   /** The staleness of a push lowers its rate, as configured. */
   readonly #damped: boolean;
   readonly #watch = new StalenessWatch();
@@ -106,8 +108,10 @@ export class Correction {
       damping !== 'none' || !['auto', 'none', 'lookahead', undefined].includes(correction);
     const mayLookAhead = correction === 'lookahead' || (correction === 'auto' && !own);
     // With local steps a push is no gradient, and workers have the momentum.
-    const wanted = mayLookAhead && !collects(consistency) && !localOf({ local });
-    this.#able = hasMomentum({ optimizer, groups }) && !localOf({ local });
+    const isLocal = localOf({ local, consistency }) !== null;
+    const wanted = mayLookAhead && !collects(consistency) && !isLocal;
+    this.#onWorkers = hasWorkerVelocity(consistency);
+    this.#able = hasMomentum({ optimizer, groups }) && !isLocal;
     this.#kind = wanted && this.#able ? (correction as CorrectionKind) : 'none';
     this.#limits = this.#kind === 'auto' && clip.norm === null && clip.value === null;
   }
@@ -213,13 +217,13 @@ export class Correction {
     { norm, staleness, loss }: { norm: number; staleness: number; loss: number },
   ): void {
     this.#watch.applied(this.#crowd, staleness, loss);
+    this.#quiet++;
     if (this.#kind === 'none') return;
     const round = Math.max(1, this.#crowd);
     this.#norms++;
     const isFirst = this.#norms <= Math.max(FIRST_PUSHES, round);
     this.#norm += (coarse(norm) - this.#norm) / (isFirst ? this.#norms : NORM_ROUNDS * round);
     if (isFirst) this.#firstNorm = this.#norm;
-    this.#quiet++;
     const use = plan?.velocity;
     if (!use) return;
     if (use.from !== undefined) this.#heir = null;
@@ -282,9 +286,9 @@ export class Correction {
     const workers = this.#crowd;
     const shared = this.#on && workers > this.#count ? this.#count : null;
     return {
-      kind: this.#kind,
+      kind: this.#onWorkers ? 'lookahead' : this.#kind,
       workers,
-      lookahead: this.#on,
+      lookahead: this.#on || (this.#onWorkers && workers > 0),
       velocities: shared ?? (this.#on ? workers : 0),
       normMax: Number.isFinite(this.#normMax) ? this.#normMax : null,
       text: this.#told,
@@ -292,8 +296,11 @@ export class Correction {
   }
 
   get #text(): string | null {
-    if (this.#kind === 'none') return null;
     const workers = this.#crowd;
+    if (this.#onWorkers && workers > 0) {
+      return `${workers} worker${workers === 1 ? '' : 's'}: look-ahead on, by velocities on the workers`;
+    }
+    if (this.#kind === 'none') return null;
     const parts: string[] = [];
     if (this.#on) {
       const shared = workers > this.#count ? ` by ${this.#count} velocities` : '';
@@ -310,7 +317,7 @@ export class Correction {
 
   /** What speaks against so many workers; null: nothing is known. @param momentum of the next update. */
   hint(momentum: number | null): string | null {
-    const isCorrected = this.#on || this.#damps || this.#damped;
+    const isCorrected = this.#on || this.#onWorkers || this.#damps || this.#damped;
     const mayCorrect = this.#able && !isCorrected;
     return this.#watch.hint({ momentum, isCorrected, mayCorrect });
   }
@@ -341,6 +348,7 @@ export class Correction {
   /** To one that is new. Whoever was there may come back. */
   restore(state: CorrectionState): void {
     if (state.watch) this.#watch.restore(state.watch);
+    if (this.#onWorkers) this.#told = state.told;
     if (this.#kind === 'none') return;
     this.#on = state.on;
     for (const [slot, owners] of state.velocities) {

@@ -35,19 +35,20 @@ import type { GroupStep, StepOptions } from './step-options.ts';
  * each. All rules share their state: a vector for each symbol, of which a rule uses the ranges that are its own.
  */
 
-type RuleConfig = Pick<RunConfig, 'optimizer' | 'weightDecay' | 'groups' | 'local' | 'outer'>;
+type RuleConfig = Pick<
+  RunConfig,
+  'optimizer' | 'weightDecay' | 'groups' | 'local' | 'outer' | 'consistency'
+>;
 
 /** Symbols of the state that a checkpoint must keep, those of all groups. */
-export function stateSymbols(
-  config: Pick<RuleConfig, 'optimizer' | 'groups' | 'local' | 'outer'>,
-): readonly string[] {
+export function stateSymbols(config: Omit<RuleConfig, 'weightDecay'>): readonly string[] {
   if (!groupsOf(config)) return optimizerSymbols(gradientRule(config));
   return [...new Set(rulesOf(config).flatMap(optimizerSymbols))];
 }
 
 /** What `createRules` takes of the memory. @param n trainable parameters. @param velocities of workers. */
 export const rulesBytes = (
-  config: Pick<RuleConfig, 'optimizer' | 'groups' | 'local' | 'outer'>,
+  config: Omit<RuleConfig, 'weightDecay'>,
   n: number,
   velocities = 0,
 ): number => (stateSymbols(config).length + velocities) * regionBytes(4 * n);

@@ -17,7 +17,7 @@ import type { Kernels } from './kernels.ts';
  * parameters. An elastic push x becomes θ − x, so that θ ← θ + α (x − θ) is plain SGD with the rate α.
  */
 
-type Config = Pick<RunConfig, 'optimizer' | 'local' | 'outer'>;
+type Config = Pick<RunConfig, 'optimizer' | 'local' | 'outer' | 'consistency'>;
 
 /** The rule for pushes of gradients. With local steps from the start there are none, and nothing is kept for them. */
 export function gradientRule(config: Config): OptimizerConfig {

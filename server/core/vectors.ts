@@ -79,10 +79,7 @@ export function vectorPlaces(config: VectorConfig, layout: Layout): VectorPlaces
 }
 
 /** For vectors beside those that every run has. */
-function bytesLeft(
-  config: Omit<VectorConfig, 'consistency'>,
-  { size, trainableSize, exchangedSize }: Layout,
-): number {
+function bytesLeft(config: VectorConfig, { size, trainableSize, exchangedSize }: Layout): number {
   const others =
     regionBytes(4 * size) +
     rulesBytes(config, trainableSize) +

@@ -9,6 +9,7 @@ import {
   fragmentsOf,
   LOCAL_STEPS_HEADER,
   localOf,
+  localText,
 } from '../../shared/local-steps.ts';
 import type { Hello } from '../../shared/protocol.ts';
 import type { Bundle } from '../../shared/rest.ts';
@@ -134,7 +135,7 @@ export function lackOf(
   if (localSteps) return null;
   return new DownpourError(
     'DP_PROTOCOL_VERSION',
-    `run '${id}' has local.steps ${local.steps}, and this worker cannot take steps between two exchanges: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without local.steps`,
+    `in run '${id}' ${localText(config)}, and this worker cannot take steps by itself: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without this field`,
   );
 }
 

@@ -17,6 +17,7 @@ test('an empty configuration is complete and valid', () => {
   expect(config.consistency).toEqual({
     mode: 'async',
     stalenessMax: null,
+    velocity: 'server',
     damping: 'none',
     correction: 'auto',
     compensation: { adaptive: true, lambda: null, decay: 0.95 },
