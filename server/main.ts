@@ -8,6 +8,7 @@ import { SERVER_DEFAULTS } from '../shared/config.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
+import { Said } from '../shared/said.ts';
 import { VERSION } from '../shared/version.ts';
 import { isLoopback, localSocketWanted } from '../wire/local-socket.ts';
 import { tryStraight } from '../wire/node-sockets.ts';
@@ -568,6 +569,7 @@ function beginAnewWhenLost(
   const begin = async () => {
     // Who cannot begin is given up by whoever waits for it too.
     await opening.catch(() => {});
+    const waits = new Said();
     while (!signal.aborted) {
       try {
         await coordinator.stopReading();
@@ -585,9 +587,10 @@ function beginAnewWhenLost(
         break;
       } catch (error) {
         if (signal.aborted) break;
-        coordinator.log(warning('the shards are not there yet, trying again', error), {
-          ...{ level: 'warn', code: errorCode(error) },
-        });
+        const why = warning('the shards are not there yet, trying again', error);
+        if (waits.isNew(why)) {
+          coordinator.log(why, { level: 'warn', code: errorCode(error) });
+        }
         await delay(SHARDS_RETRY_MS, undefined, { signal }).catch(() => {});
       }
     }

@@ -22,6 +22,7 @@ import {
   type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
+import { causeOf, Said } from '../shared/said.ts';
 import type { Connection, ConnectionEvents, FrameHeader, Landing } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
@@ -86,6 +87,8 @@ const MEMORIES_KEPT = 3;
 
 export class Client {
   readonly #options: ClientOptions;
+  /** Messages that the server has refused, as the log has said. */
+  readonly #refusals = new Said();
   #hello: ClientOptions['hello'];
   readonly #servers: Servers;
   readonly #incarnation = drawIncarnation();
@@ -603,7 +606,9 @@ export class Client {
     const error = new DownpourError(code, message);
     // The connection stays open: one message was refused, the next one may not be.
     if (close === null) {
-      this.#options.log(`the server refused: ${code} ${message}`, { level: 'warn', code });
+      if (this.#refusals.isNew(causeOf(`${code} ${message}`))) {
+        this.#options.log(`the server refused: ${code} ${message}`, { level: 'warn', code });
+      }
     } else if (this.#isLasting(code) && !(code === 'DP_PROTOCOL_ORDER' && this.#crossed)) {
       this.#fail(error);
     } else this.#refusal = error;

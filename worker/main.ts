@@ -14,6 +14,7 @@ import type {
   Join,
   MissingExperiment,
 } from '../shared/protocol.ts';
+import { onceEach, Said } from '../shared/said.ts';
 import { Client } from './client.ts';
 import type { PreparedData } from './data/examples.ts';
 import { dataSummary, factsOf } from './data/facts.ts';
@@ -158,12 +159,17 @@ class Worker {
   /** Aborted: it need not look for experiments any more. */
   #looking: AbortController | null = null;
   #assignment: AssignedRun | null = null;
+  /** What is the same for all runs of an experiment: notes about its data, and how its steps are computed. */
+  readonly #logOnce: Log;
+  /** Why the experiments cannot be read; cleared when they can. */
+  readonly #unread = new Said();
 
   constructor(options: WorkerOptions, client: Client, shelf: Shelf, faster: FasterEngine | null) {
     this.#options = options;
     this.#client = client;
     this.#shelf = shelf;
     this.#faster = faster;
+    this.#logOnce = onceEach(options.log);
   }
 
   async work(): Promise<WorkerResult> {
@@ -247,7 +253,7 @@ class Worker {
     const { dataFolder, log, signal, onProgress, onAcknowledged } = this.#options;
     const experiment = await this.#shelf.load(assign, this.#client.server, signal);
     const { prepared, depends } = await prepareExperiment(assign.experiment, experiment, config, {
-      ...{ folder: dataFolder, log, facts, signal },
+      ...{ folder: dataFolder, log: this.#logOnce, facts, signal },
     });
     const summary = dataSummary(prepared, depends);
     const build = () => buildModel(experiment, config, prepared);
@@ -287,6 +293,7 @@ class Worker {
     const show = () => shownExamples(model, experiment, prepared, examplesMax);
     const trainer = createTrainer({
       ...{ run, config, model, prepared, ranges, exchange, signal, log },
+      warn: this.#logOnce,
       ...{ onProgress, onAcknowledged, show },
     });
     return { assign, summary, facts: encoded, prepared, model, engine, trainer };
@@ -321,13 +328,14 @@ class Worker {
     while (!signal.aborted) {
       try {
         const found = await this.#shelf.look();
+        this.#unread.clear();
         const fetched = await this.#shelf.obtain(missing, this.#client.server, signal);
         // Something else may have come to do meanwhile.
         if ((found || fetched) && !signal.aborted) this.#client.announce(this.#shelf.hashes);
       } catch (error) {
         if (signal.aborted) return;
         const text = `the experiments cannot be read: ${errorText(error)}`;
-        this.#options.log(text, { level: 'warn' });
+        if (this.#unread.isNew(text)) this.#options.log(text, { level: 'warn' });
       }
       await pause(LOOK_MS, signal);
     }

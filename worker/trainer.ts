@@ -14,6 +14,7 @@ import type {
   Push,
   Work,
 } from '../shared/protocol.ts';
+import { causeOf, Said } from '../shared/said.ts';
 import type { Landing } from '../wire/connection.ts';
 import { CarriedState } from './carried.ts';
 import { type Compressor, createCompressor, type Settle } from './compressor.ts';
@@ -66,6 +67,8 @@ export interface TrainerOptions {
   readonly exchange: Exchange;
   readonly signal: AbortSignal;
   readonly log: (line: string) => void;
+  /** What other runs of the experiment may have said already. Default: `log`. */
+  readonly warn?: (line: string) => void;
   readonly onProgress?: ((progress: TrainerProgress) => void) | undefined;
   readonly onAcknowledged?: ((acknowledgement: Acknowledgement) => void) | undefined;
   /** Monotonic ms. */
@@ -128,6 +131,7 @@ class RunTrainer implements Trainer {
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
   /** Why steps are not recorded, as it was told last. */
   #refusal: string | null = null;
+  readonly #rejections = new Said();
   /** The newest parameters. */
   #current: Pulled | null = null;
   /** Payloads not released yet: `#current`, and what the model was loaded with last. */
@@ -234,7 +238,7 @@ class RunTrainer implements Trainer {
     if (newest) exchange.acknowledge(newest);
     for (const acknowledgement of acknowledgements) {
       onAcknowledged?.(acknowledgement);
-      tellRejection(acknowledgement, log);
+      tellRejection(acknowledgement, this.#rejections, log);
     }
   }
 
@@ -274,13 +278,13 @@ class RunTrainer implements Trainer {
 
   /** They are for people: an evaluation does not fail for lack of them. */
   async #show(): Promise<ShownExamples> {
-    const { show, log } = this.#options;
+    const { show, log, warn = log } = this.#options;
     if (!show || this.#isShowingInVain) return [];
     try {
       return await show();
     } catch (error) {
       this.#isShowingInVain = true;
-      log(`no examples are shown with their predictions: ${errorText(error)}`);
+      warn(`no examples are shown with their predictions: ${errorText(error)}`);
       return [];
     }
   }
@@ -453,10 +457,10 @@ class RunTrainer implements Trainer {
 
   /** Once: a step by single operations takes longer, and somebody may want to know why. */
   #tellRefusal(): void {
-    const { model, log } = this.#options;
+    const { model, log, warn = log } = this.#options;
     if (model.refusal === this.#refusal) return;
     this.#refusal = model.refusal;
-    log(
+    warn(
       `steps run by single operations, which takes longer than a recorded step: ${this.#refusal}`,
     );
   }
@@ -474,12 +478,16 @@ class RunTrainer implements Trainer {
 /** Ordinary under asynchrony, and counted by the server. */
 const QUIET: readonly (string | null)[] = ['DP_PUSH_STALE', 'DP_PUSH_PHASE', 'DP_PUSH_LEASE_LOST'];
 
+/** Once for each reason: the server counts them all. */
 function tellRejection(
   { outcome, sequence, code, message }: Acknowledgement,
+  said: Said,
   log: (line: string) => void,
 ): void {
   if (outcome !== 'rejected' || QUIET.includes(code)) return;
   // The next one would be of the same size, and be sent at once.
   if (code === 'DP_TENSOR_SIZE') throw new DownpourError(code, message ?? 'rejected');
-  log(`push ${sequence} was rejected: ${code} ${message}`);
+  if (said.isNew(causeOf(`${code} ${message}`))) {
+    log(`push ${sequence} was rejected: ${code} ${message}`);
+  }
 }

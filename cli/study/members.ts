@@ -6,6 +6,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
+import { onceEach } from '../../shared/said.ts';
 import type { Examined, Features, Member } from '../../study/examined.ts';
 import { answersOf } from '../../worker/answers.ts';
 import { rowSize } from '../../worker/data/columns.ts';
@@ -206,6 +207,8 @@ class Experiments {
   readonly #options: ExamineOptions;
   readonly #loaded = new Map<string, Promise<Experiment>>();
   readonly #data = new Map<string, Promise<LoadedData>>();
+  /** Members have the same data. */
+  readonly #tellOnce = onceEach(tell);
 
   constructor(options: ExamineOptions) {
     this.#options = options;
@@ -262,7 +265,7 @@ class Experiments {
     const { data } = await loading;
     if (!known.facts) tell(standardisedAnew(known.run));
     const how = { ...prepareOptions(experiment, config), facts: known.facts };
-    const reading = { log: tell, signal: this.#options.signal };
+    const reading = { log: this.#tellOnce, signal: this.#options.signal };
     const prepared = await prepareAny(data, how, reading);
     mustBeDataOf(known, prepared);
     const { apart } = validation;

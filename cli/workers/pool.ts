@@ -4,6 +4,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { DownpourError, ERRORS, type ErrorCode, isLasting } from '../../shared/errors.ts';
 import { ROOT } from '../../shared/own-files.ts';
+import { Said } from '../../shared/said.ts';
 
 /** Worker processes on this machine, started again when they crash. */
 
@@ -65,6 +66,7 @@ export function startPool(options: PoolOptions): Pool {
   const stopping = new AbortController();
   const living = new Set<ChildProcess>();
   const noted = new Set<string>();
+  const failures = new Said();
   const noteOnce = (line: string) => {
     const [about] = line.split(':', 1);
     if (!noted.has(about!)) options.note(line);
@@ -76,7 +78,7 @@ export function startPool(options: PoolOptions): Pool {
   process.on('exit', killAll);
 
   const all = options.names.map((name) =>
-    keepRunning(name, options, { living, noteOnce }, stopping.signal),
+    keepRunning(name, options, { living, failures, noteOnce }, stopping.signal),
   );
   const ended = Promise.all(all).then(() => {});
   const failed = new Promise<DownpourError>((resolve) => {
@@ -103,6 +105,8 @@ export function startPool(options: PoolOptions): Pool {
 
 interface PoolState {
   readonly living: Set<ChildProcess>;
+  /** Why workers ended, as was noted: what ends one ends the others as well, each time. */
+  readonly failures: Said;
   readonly noteOnce: (line: string) => void;
 }
 
@@ -132,7 +136,8 @@ async function keepRunning(
       end.said ? message : `worker ${name} ${message}`,
     );
     if (end.said && isLasting(code)) {
-      options.note(`${name} cannot work: ${code}: ${message}`);
+      const why = `${code}: ${message}`;
+      if (pool.failures.isNew(why)) options.note(`${name} cannot work: ${why}`);
       return error;
     }
     if (crashes >= CRASHES_MAX) {
@@ -140,7 +145,9 @@ async function keepRunning(
       return error;
     }
     const pauseMs = Math.min(backoff.last, backoff.first * 2 ** (crashes - 1));
-    options.note(`${name} ${message}; starting it again in ${pauseMs / 1000} s`);
+    if (pool.failures.isNew(message)) {
+      options.note(`${name} ${message}; starting it again in ${pauseMs / 1000} s`);
+    }
     await wait(pauseMs, undefined, { signal }).catch(() => {});
   }
   return null;

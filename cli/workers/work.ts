@@ -2,6 +2,7 @@ import { resolve } from 'node:path';
 import { errorCode, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { httpAddresses, webSocketAddress } from '../../shared/rest-client.ts';
+import { Said } from '../../shared/said.ts';
 import { isLoopback } from '../../wire/local-socket.ts';
 import { BundleCache, type BundleCacheOptions } from '../../worker/bundle-cache.ts';
 import { experimentFolders } from '../../worker/experiment.ts';
@@ -38,7 +39,8 @@ async function work(options: WorkOptions, log: Log): Promise<void> {
   const given = tokenOf(options);
   // A file's token may be another one when the connection has to be made again.
   const fromFile = options.token === undefined && options.tokenFile !== undefined;
-  const token = fromFile ? () => newestToken(options, given ?? null, log) : given;
+  const unread = new Said();
+  const token = fromFile ? () => newestToken(options, given ?? null, { unread, log }) : given;
   const bundles = accepts(options)
     ? await acceptExperiments(server, {
         ...(token === undefined ? {} : { token }),
@@ -108,11 +110,18 @@ async function acceptExperiments(
 }
 
 /** A file that is being replaced may be missing for a moment. */
-function newestToken(options: WorkOptions, known: string | null, log: Log): string | null {
+function newestToken(
+  options: WorkOptions,
+  known: string | null,
+  { unread, log }: { readonly unread: Said; readonly log: Log },
+): string | null {
   try {
-    return tokenOf(options) ?? known;
+    const token = tokenOf(options) ?? known;
+    unread.clear();
+    return token;
   } catch (error) {
-    log(errorText(error), { level: 'warn' });
+    // It is read for each connection, again and again while the server is away.
+    if (unread.isNew(errorText(error))) log(errorText(error), { level: 'warn' });
     return known;
   }
 }

@@ -8,6 +8,7 @@ import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { CheckpointSummary, CreateRun, RunSummary } from '../../shared/rest.ts';
+import { causeOf, Said } from '../../shared/said.ts';
 import type { RunOptions } from '../core/run/state.ts';
 import type { Run } from '../core/run.ts';
 import type { ShardPool } from '../shards/pool.ts';
@@ -64,6 +65,8 @@ export class Keeper {
   #closing = false;
   /** Records that are being written, beside `WriteState.writing`, and the run of each. */
   readonly #registering = new Map<Promise<void>, string>();
+  /** Removed runs that something is left of, and why, as the log has said. */
+  readonly #uncleared = new Said();
   /** Runs that are being removed. */
   readonly #removing = new Set<Promise<void>>();
   /** The store has come back empty: what is read later is entered anew, too. */
@@ -180,6 +183,7 @@ export class Keeper {
       await this.#removals.finish(id);
     } catch (error) {
       this.#clearAt = now() + RETRY_MS;
+      if (!this.#uncleared.isNew(`${id} ${causeOf(errorText(error))}`)) return;
       log(
         `run ${id} is removed, and not all of it is cleared yet, trying again: ${errorCode(error)} ${errorText(error)}`,
         { level: 'warn', run: id, code: errorCode(error), kind: 'clearing' },
@@ -460,11 +464,14 @@ export class Keeper {
       const waiting = task === 'last' ? state.waiting.splice(0) : [];
       try {
         await this.#perform(run, state, task);
-        state.problems.delete(task);
+        if (state.problems.delete(task)) {
+          log(`run ${run.id}: ${task} is written again`, { run: run.id });
+        }
         state.spoilt.delete(task);
         for (const { resolve } of waiting) resolve();
       } catch (error) {
         failed.add(task);
+        const before = state.problems.get(task);
         if (error instanceof DownpourError && error.code === 'DP_STATE_CORRUPT') {
           this.#spoilt(run, state, task, error);
           for (const { reject } of waiting) reject(error);
@@ -475,7 +482,7 @@ export class Keeper {
         for (const { reject } of waiting) reject(error);
         state.tasks.add(task);
         state.retryAt = now() + RETRY_MS;
-        if (!this.#closing) {
+        if (!this.#closing && !(before && isSameProblem(before, error))) {
           log(
             `run ${run.id}: ${task} not written, trying again: ${errorCode(error)} ${errorText(error)}`,
             { level: 'error', run: run.id, code: errorCode(error) },
@@ -549,3 +556,6 @@ export class Keeper {
     return state;
   }
 }
+
+/** Tried again, it fails at another file and another step. */
+const isSameProblem = (a: unknown, b: unknown) => causeOf(errorText(a)) === causeOf(errorText(b));

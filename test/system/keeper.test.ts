@@ -205,10 +205,18 @@ describe('when the state cannot be written', () => {
     await keeper.saveNow(run);
     expect(lines.join('\n')).toMatch(/earlyStopping not written, trying again: .*the disk is full/);
     train(keeper, run, 11);
-    broken = false;
+    // Tried again in vain, for the same reason: that is said already.
     now = 5_000;
     keeper.tick(now);
+    await keeper.saveNow(run);
+    const told = () => lines.filter((line) => line.includes('not written'));
+    expect(told()).toHaveLength(1);
+    broken = false;
+    now = 10_000;
+    keeper.tick(now);
     await keeper.close([run]);
+    expect(told()).toHaveLength(1);
+    expect(lines.filter((line) => line.endsWith('earlyStopping is written again'))).toHaveLength(1);
     expect(await storedInFiles(root).earlyStopping(run.id)).toEqual(
       JSON.parse(JSON.stringify(run.earlyStoppingState)),
     );

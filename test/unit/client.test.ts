@@ -357,13 +357,16 @@ describe('what the worker cannot mend', () => {
     });
   });
 
-  test('a code that closes nothing is logged, and the work goes on', async () => {
+  test('a code that closes nothing is logged once, and the work goes on', async () => {
     const client = connect();
     const connection = await server.connection();
-    connection.send({ type: 'error', code: 'DP_GRADIENT_NOT_FINITE', message: 'infinite' });
+    for (let i = 0; i < 3; i++) {
+      connection.send({ type: 'error', code: 'DP_GRADIENT_NOT_FINITE', message: 'infinite' });
+    }
     connection.send(IDLE);
     expect((await client.next()).message).toEqual(IDLE);
-    expect(lines).toContainEqual(expect.stringContaining('DP_GRADIENT_NOT_FINITE infinite'));
+    const told = lines.filter((line) => line.includes('DP_GRADIENT_NOT_FINITE infinite'));
+    expect(told).toHaveLength(1);
   });
 
   test.each(['DP_LIMIT', 'DP_OF_A_LATER_RELEASE'])('tries again after %s', async (code) => {

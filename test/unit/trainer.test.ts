@@ -210,12 +210,17 @@ describe('a push', () => {
     expect(lines).toEqual([]);
   });
 
-  test('that was refused for another reason is told', async () => {
+  test('that was refused for another reason is told, once for each reason', async () => {
     const { trainer, lines } = setUp();
     await trainer.work(workOf(0, [lease(1, 0, 8)]), theta(1));
     const refused = { outcome: 'rejected', code: 'DP_GRADIENT_NOT_FINITE', message: 'NaN' };
     await trainer.work(workOf(1, [], applied(1, refused)), none);
-    expect(lines).toEqual([expect.stringMatching(/push 1 .*DP_GRADIENT_NOT_FINITE NaN/)]);
+    await trainer.work(workOf(1, [], applied(2, refused)), none);
+    await trainer.work(workOf(1, [], applied(3, { ...refused, message: 'infinite' })), none);
+    expect(lines).toEqual([
+      expect.stringMatching(/push 1 .*DP_GRADIENT_NOT_FINITE NaN/),
+      expect.stringMatching(/push 3 .*DP_GRADIENT_NOT_FINITE infinite/),
+    ]);
   });
 
   test('with a loss that is not finite says so by null', async () => {
