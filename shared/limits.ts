@@ -13,8 +13,8 @@ export const LIMITS = {
   /** Neighbours in a file of data that are read at once, and what a source keeps of what it has decoded. */
   readBytesMax: 2 ** 23,
   sourceCacheBytes: 2 ** 26,
-  /** A row group of a Parquet file, decoded. */
-  rowGroupBytesMax: 2 ** 29,
+  /** A column of a row group of a Parquet file, decoded. */
+  columnChunkBytesMax: 2 ** 29,
   /** Numbers of an example that are whitened together: each is a row and a column of a matrix. */
   whitenedInputsMax: 1_024,
   /** Shards of tar archives that are one data set, examples of one shard, and bytes of a member that is read. */

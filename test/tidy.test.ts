@@ -38,8 +38,9 @@ const DOORS: Record<string, RegExp> = {
   pino: /^cli\/output\/log\.ts$/,
   '@tensorflow/': /^(worker|cli|library)\//,
   sharp: /^worker\/data\/pictures\/sharp\.ts$/,
-  hyparquet: /^worker\/data\/sources\/parquet-file\.ts$/,
-  'hyparquet-compressors': /^worker\/data\/sources\/parquet-file\.ts$/,
+  hyparquet: /^worker\/data\/sources\/parquet-(file|pages)\.ts$/,
+  'hyparquet/': /^worker\/data\/sources\/parquet-pages\.ts$/,
+  'hyparquet-compressors': /^worker\/data\/sources\/parquet-pages\.ts$/,
   'tar-stream/': /^worker\/data\/tar\/members\.ts$/,
   'jpeg-js': /^worker\/data\/pictures\/jpeg\.ts$/,
 };
@@ -160,7 +161,7 @@ describe('layers', () => {
       ...['server/http/door.ts', 'server/fleet/coordinator.ts', 'server/store/file-store.ts'],
       ...['server/access/tls.ts', 'shared/history.ts'],
       // Times that stand in a file, as text.
-      'worker/data/sources/parquet-file.ts',
+      'worker/data/sources/parquet-pages.ts',
     ]);
     const wrong: string[] = [];
     for (const folder of ['files', 'server', 'worker', 'wire', 'shared', 'study', 'cli']) {

@@ -1,25 +1,42 @@
 import type { FileMetaData, SchemaTree } from 'hyparquet';
-import { parquetMetadataAsync, parquetRead, parquetSchema } from 'hyparquet';
-import { compressors } from 'hyparquet-compressors';
-import { DownpourError, errorText } from '../../../shared/errors.ts';
+import { parquetMetadataAsync, parquetSchema } from 'hyparquet';
+import { DownpourError } from '../../../shared/errors.ts';
 import { HEAD_BYTES, refuseOtherKind } from '../file-kinds.ts';
 import { corrupt } from '../files.ts';
 import { PositionedFile } from '../positioned-file.ts';
 import type { TableCell } from '../tables/cells.ts';
+import {
+  bytesOfChunk,
+  type ColumnChunk,
+  type ColumnPage,
+  columnPages,
+  undecoded,
+} from './parquet-pages.ts';
 
-/** Parquet files: which columns there are, and some row groups decoded at a time. */
+/** Parquet files: which columns there are, and their rows in order or by row groups. */
 
 /** The most bytes of the part that describes all others. */
 const FOOTER_BYTES_MAX = 64 * 2 ** 20;
 
 export interface RowGroup {
+  /** Its place in the file's description. */
+  readonly index: number;
   /** The first row of the file that it has. */
   readonly start: number;
   readonly count: number;
 }
 
-/** The cells of a row group by the name of their column; texts, numbers, NaN for a number that is missing. */
-export type GroupCells = ReadonlyMap<string, Float64Array | readonly TableCell[]>;
+/** The cells of a column of a row group: texts, numbers, NaN for a number that is missing. */
+export type ColumnCells = Float64Array | readonly TableCell[];
+
+/** Rows that follow each other. */
+export interface RowBlock {
+  /** The first row. */
+  readonly start: number;
+  readonly count: number;
+  /** @param column its place among those asked for @param i of the row in the block. Only until the next block is asked for. */
+  cellOf(column: number, i: number): TableCell;
+}
 
 export class ParquetFile {
   readonly file: PositionedFile;
@@ -29,21 +46,18 @@ export class ParquetFile {
   readonly nested: readonly string[];
   readonly groups: readonly RowGroup[];
   readonly #metadata: FileMetaData;
-  readonly #buffer: {
-    byteLength: number;
-    slice(start: number, end?: number): Promise<ArrayBuffer>;
-  };
+  readonly #schema: SchemaTree;
 
   private constructor(file: PositionedFile, metadata: FileMetaData) {
     this.file = file;
     this.#metadata = metadata;
-    this.#buffer = bufferOf(file);
-    const { children } = parquetSchema(metadata);
+    this.#schema = parquetSchema(metadata);
+    const { children } = this.#schema;
     this.names = children.filter(isFlat).map(({ element }) => element.name);
     this.nested = children.filter((child) => !isFlat(child)).map(({ element }) => element.name);
     let start = 0;
-    this.groups = metadata.row_groups.flatMap(({ num_rows }) => {
-      const group = { start, count: Number(num_rows) };
+    this.groups = metadata.row_groups.flatMap(({ num_rows }, index) => {
+      const group = { index, start, count: Number(num_rows) };
       start += group.count;
       return group.count > 0 ? [group] : [];
     });
@@ -75,8 +89,10 @@ export class ParquetFile {
         `its last bytes say that its description takes ${footerBytes} bytes; allowed: ${Math.min(FOOTER_BYTES_MAX, file.size - 12)}. It is damaged`,
       );
     }
-    const metadata = await decoding(path, () =>
-      parquetMetadataAsync(bufferOf(file), { geoparquet: false }),
+    const metadata = await parquetMetadataAsync(bufferOf(file), { geoparquet: false }).catch(
+      (error: unknown) => {
+        throw error instanceof DownpourError ? error : undecoded(path, error);
+      },
     );
     mustBeTrue(file, metadata);
     return new ParquetFile(file, metadata);
@@ -87,97 +103,96 @@ export class ParquetFile {
     return last.start + last.count;
   }
 
-  /** Bytes of a row group that are read and decoded for some columns. */
-  bytesOf(group: RowGroup, columns: readonly string[]): number {
-    const chunks = this.#metadata.row_groups[this.#indexOf(group)]!.columns;
-    let bytes = 0;
-    for (const { meta_data: meta } of chunks) {
-      if (meta && columns.includes(meta.path_in_schema[0]!)) {
-        bytes += Math.max(Number(meta.total_uncompressed_size), 8 * group.count);
-      }
-    }
-    return bytes;
+  /** Bytes of a column of a row group, decoded. */
+  bytesOf(group: RowGroup, name: string): number {
+    const { metadata } = this.#chunk(group, name);
+    return Math.max(Number(metadata.total_uncompressed_size), 8 * group.count);
   }
 
-  #indexOf(group: RowGroup): number {
-    let start = 0;
-    return this.#metadata.row_groups.findIndex(({ num_rows }) => {
-      const own = start;
-      start += Number(num_rows);
-      return own === group.start && Number(num_rows) === group.count;
-    });
+  #chunk(group: RowGroup, name: string): ColumnChunk {
+    const { columns } = this.#metadata.row_groups[group.index]!;
+    const metadata = columns.find(
+      ({ meta_data: meta }) => meta?.path_in_schema[0] === name,
+    )?.meta_data;
+    if (!metadata) {
+      throw corrupt(
+        this.file.path,
+        `the row group from row ${group.start} on has no column '${name}'. The file is damaged`,
+      );
+    }
+    const column = this.#schema.children.find(({ element }) => element.name === name)!;
+    return { name, metadata, schemaPath: [this.#schema, column], count: group.count };
   }
 
   /**
-   * Decodes columns of a row group, one after the other.
+   * Decodes a column of a row group.
    * @throws DownpourError DP_DATA_CORRUPT: it is damaged, or a cell is no single value.
    */
-  async decode(
-    group: RowGroup,
-    columns: readonly string[],
-    signal?: AbortSignal,
-  ): Promise<GroupCells> {
-    const cells = new Map<string, Float64Array | readonly TableCell[]>();
-    for (const name of columns) {
-      signal?.throwIfAborted();
-      const pages: ArrayLike<unknown>[] = [];
-      await decoding(`${this.file.path}: column '${name}'`, () =>
-        parquetRead({
-          ...{ file: this.#buffer, metadata: this.#metadata, columns: [name] },
-          ...{ rowStart: group.start, rowEnd: group.start + group.count },
-          ...{ compressors, parsers: PARSERS, geoparquet: false },
-          onChunk: ({ columnData }) => pages.push(columnData),
-        }),
-      );
-      const count = pages.reduce((sum, { length }) => sum + length, 0);
-      if (count < group.count) {
-        throw corrupt(
-          this.file.path,
-          `column '${name}' has ${count} values in the row group from row ${group.start} on; its description says ${group.count}. The file is damaged`,
-        );
-      }
-      cells.set(name, this.#cells(pages, group, name));
-    }
-    return cells;
-  }
-
-  #cells(pages: readonly ArrayLike<unknown>[], group: RowGroup, name: string) {
+  async decode(group: RowGroup, name: string): Promise<ColumnCells> {
     const numbers = new Float64Array(group.count);
     let texts: TableCell[] | null = null;
-    let at = 0;
-    for (const page of pages) {
-      for (let i = 0; i < page.length && at < group.count; i++, at++) {
-        const cell = cellOf(page[i]);
-        if (cell === null) {
-          throw corrupt(
-            this.file.path,
-            `row ${group.start + at}, column '${name}': a value that is no number, text, boolean or date; name the column in \`ignore\``,
-          );
-        }
+    for await (const { start, values } of columnPages(this.file, this.#chunk(group, name), 0)) {
+      const count = Math.min(values!.length, group.count - start);
+      for (let i = 0; i < count; i++) {
+        const cell = this.#cell(values![i], group.start + start + i, name);
         if (texts === null && typeof cell === 'number') {
-          numbers[at] = cell;
+          numbers[start + i] = cell;
           continue;
         }
         // The first text: the cells before it are cells, too.
-        texts ??= Array.from(numbers.subarray(0, at));
+        texts ??= Array.from(numbers.subarray(0, start + i));
         texts.push(cell);
       }
     }
     return texts ?? numbers;
   }
-}
 
-/** Dates and times as a table of text has them, in UTC. */
-const PARSERS = {
-  dateFromDays: (days: number) => isoOf(86_400_000 * days)?.slice(0, 10),
-  timestampFromMilliseconds: (time: bigint) => isoOf(Number(time)),
-  timestampFromMicroseconds: (time: bigint) => isoOf(Number(time / 1000n)),
-  timestampFromNanoseconds: (time: bigint) => isoOf(Number(time / 1_000_000n)),
-};
+  /**
+   * Rows in their order, as many at a time as one page of each column has: of a row group of any size no more is in memory.
+   * @param from the first row that is needed. @throws DownpourError as `decode`
+   */
+  async *scan(names: readonly string[], from = 0): AsyncGenerator<RowBlock, void> {
+    for (const group of this.groups) {
+      if (group.start + group.count <= from) continue;
+      const skipped = Math.max(0, from - group.start);
+      const cursors = names.map((name) => ({
+        name,
+        pages: columnPages(this.file, this.#chunk(group, name), skipped),
+        page: { start: 0, count: 0, values: null } as ColumnPage,
+      }));
+      for (let row = skipped; row < group.count; ) {
+        let end = group.count;
+        for (const cursor of cursors) {
+          while (row >= cursor.page.start + cursor.page.count) {
+            const next = await cursor.pages.next();
+            if (next.done) throw new Error('a column has ended that has rows left');
+            cursor.page = next.value;
+          }
+          end = Math.min(end, cursor.page.start + cursor.page.count);
+        }
+        const start = row;
+        yield {
+          ...{ start: group.start + start, count: end - start },
+          cellOf: (column, i) => {
+            const { page, name } = cursors[column]!;
+            const value = page.values![start + i - page.start];
+            return this.#cell(value, group.start + start + i, name);
+          },
+        };
+        row = end;
+      }
+      for (const { pages } of cursors) await pages.return();
+    }
+  }
 
-function isoOf(ms: number): string | undefined {
-  const date = new Date(ms);
-  return Number.isNaN(date.getTime()) ? undefined : date.toISOString();
+  #cell(value: unknown, row: number, name: string): TableCell {
+    const cell = cellOf(value);
+    if (cell !== null) return cell;
+    throw corrupt(
+      this.file.path,
+      `row ${row}, column '${name}': a value that is no number, text, boolean or date; name the column in \`ignore\``,
+    );
+  }
 }
 
 /** A value as the cell of a table; NaN: it is missing; null: it is no single value. */
@@ -225,30 +240,12 @@ function mustBeTrue(file: PositionedFile, { num_rows, row_groups }: FileMetaData
     for (const { meta_data: meta } of columns) {
       if (!meta)
         throw corrupt(file.path, `row group ${i} has no description of a column; is it encrypted?`);
-      const begins = [meta.data_page_offset, meta.dictionary_page_offset ?? 0n].filter(
-        (at) => at > 0,
-      );
-      const start = begins.reduce((least, at) => Math.min(least, Number(at)), Infinity);
-      const end = start + Number(meta.total_compressed_size);
+      const { start, end } = bytesOfChunk(meta);
       if (start >= 4 && end <= file.size - 8) continue;
       throw corrupt(
         file.path,
         `column '${meta.path_in_schema.join('.')}' of row group ${i} is said to be at bytes ${start} to ${end} of ${file.size}. The file is truncated or damaged: fetch it again`,
       );
     }
-  }
-}
-
-/** What the library throws of a file becomes an error with its name. */
-async function decoding<T>(name: string, decode: () => Promise<T>): Promise<T> {
-  try {
-    return await decode();
-  } catch (error) {
-    if (error instanceof DownpourError) throw error;
-    throw corrupt(
-      name,
-      `it cannot be decoded (${errorText(error)}); is it damaged? Fetch it again`,
-      error,
-    );
   }
 }

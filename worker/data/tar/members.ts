@@ -1,6 +1,6 @@
 import { decode, decodeLongPath, decodePax } from 'tar-stream/headers.js';
 import { errorText } from '../../../shared/errors.ts';
-import { LIMITS } from '../../../shared/limits.ts';
+import { ByteWindow, WINDOW_BYTES } from '../byte-window.ts';
 import { HEAD_BYTES, refuseOtherKind } from '../file-kinds.ts';
 import { corrupt } from '../files.ts';
 import type { PositionedFile } from '../positioned-file.ts';
@@ -17,8 +17,6 @@ export interface TarMember {
 }
 
 export const TAR_BLOCK_BYTES = 512;
-/** Bytes that are read at once while headers are looked for. */
-const WINDOW_BYTES = 2 ** 18;
 /** Names and other facts that do not fit in a header. */
 const EXTENSION_BYTES_MAX = 2 ** 20;
 const EXTENSIONS = ['pax-header', 'pax-global-header', 'gnu-long-path', 'gnu-long-link-path'];
@@ -113,27 +111,5 @@ async function mustBeZero(file: PositionedFile, bytes: ByteWindow, from: number)
       );
     }
     at += length;
-  }
-}
-
-/** Some bytes of a file that were read at once, since headers of small members lie near each other. */
-class ByteWindow {
-  readonly #file: PositionedFile;
-  #start = 0;
-  #bytes: Buffer = Buffer.alloc(0);
-
-  constructor(file: PositionedFile) {
-    this.#file = file;
-  }
-
-  async at(start: number, length: number): Promise<Buffer> {
-    const end = this.#start + this.#bytes.length;
-    if (start < this.#start || start + length > end) {
-      const wanted = Math.min(Math.max(length, WINDOW_BYTES), this.#file.size - start);
-      this.#bytes = await this.#file.read({ start, length: Math.min(wanted, LIMITS.readBytesMax) });
-      this.#start = start;
-    }
-    const from = start - this.#start;
-    return this.#bytes.subarray(from, from + length);
   }
 }
