@@ -87,6 +87,8 @@ export const LIMITS = {
   /** Rows of all tables in one message, and what they take. */
   rowsPerMessageMax: 2 ** 18,
   rowBytesMax: 2 ** 28,
+  /** Ids of a growing table that wait to be admitted: the oldest is forgotten for a new one. */
+  rowsWaitingMax: 2 ** 16,
   /** Minibatches that a worker trains on between two exchanges. */
   localStepsMax: 10_000,
   /** Parts of the parameters that are exchanged one at a time. */

@@ -12,6 +12,7 @@ export const STREAMS = {
   test: 5,
   batch: 6,
   carried: 7,
+  rows: 8,
   /** Plus the epoch: the order of the examples in that epoch. */
   epoch: 0x1000_0000,
 } as const;

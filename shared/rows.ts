@@ -140,7 +140,7 @@ function encodeInt8Rows(values: Float32Array, width: number, out: Uint8Array): v
 }
 
 /** @param bytes exactly `rowValueBytes`. @param out shape [n, width]. */
-function decodeRowValues(
+export function decodeRowValues(
   encoding: RowEncoding,
   bytes: Uint8Array,
   width: number,
@@ -176,7 +176,7 @@ export function decodeRows(
 }
 
 /** The same with values as they are. Allocates no more than the keys that are there. */
-function readEncodedRows(
+export function readEncodedRows(
   shapes: readonly RowShape[],
   bytes: Uint8Array,
   encoding: RowEncoding,

@@ -35,7 +35,8 @@ export function admit(
   return { kind: 'apply', scale: scaleOf(config, staleness, push.workers) };
 }
 
-function scaleOf(
+/** The factor of the learning rate of what is so stale. @param workers that take part. */
+export function scaleOf(
   { damping, correction }: RunConfig['consistency'],
   staleness: number,
   workers: number,

@@ -115,6 +115,8 @@ export class Run extends RunView {
         break;
       case 'initialised':
         return this.#initialised(call, payload);
+      case 'initialRows':
+        return this.#initialRows(call, payload);
       case 'evaluated':
         return this.#phases.evaluated(call);
       case 'sampled':
@@ -231,6 +233,13 @@ export class Run extends RunView {
     if (fields.phase === 'waiting') this.#phases.begin();
     this.#phases.goesOn(now);
     this.#wake();
+    return true;
+  }
+
+  #initialRows({ worker, grant }: CallOf<'initialRows'>, payload: Uint8Array): boolean {
+    const { grant: asked } = this.#fields;
+    if (this.over || asked?.id !== grant || asked.worker !== worker) return false;
+    this.#components.vector.tables?.begin(payload);
     return true;
   }
 

@@ -30,6 +30,8 @@ export class WorkerAnswers {
   readonly sent: Writable<SentTo>;
   /** Length of the largest payload so far. */
   #answerBytes = 0;
+  /** Keys of the rows that the last push wanted; null: none. */
+  #wanted: readonly Uint32Array[] | null = null;
 
   /** @param session by which shards know the worker. @param fail closes it: it does not read. */
   constructor(
@@ -48,6 +50,11 @@ export class WorkerAnswers {
   add(run: Run, acknowledgement: Acknowledgement): number {
     this.#decided ??= { run, acknowledgements: [] };
     return this.#decided.acknowledgements.push(acknowledgement);
+  }
+
+  /** The next work comes with these rows. */
+  want(keys: readonly Uint32Array[]): void {
+    this.#wanted = keys;
   }
 
   /** Some pushes are decided on and not answered. */
@@ -72,6 +79,7 @@ export class WorkerAnswers {
   /** The worker has no parameters of a run yet. */
   begin(): void {
     this.sent.generation = this.sent.step = this.sent.base = -1;
+    this.#wanted = null;
   }
 
   /** What became of pushes, and what to do next. @param work null: nothing. */
@@ -79,6 +87,7 @@ export class WorkerAnswers {
     const payload = work?.payload ?? null;
     const fragment = work?.fragment ?? null;
     if (work) this.#sends(run, work);
+    const rows = this.#wanted && work ? this.#rowsFor(run, work) : null;
     const header: Work = {
       type: 'work',
       run: run.id,
@@ -92,10 +101,12 @@ export class WorkerAnswers {
       ...(work?.local && { local: work.local }),
       ...(run.frozenGroups && { frozen: [...run.frozenGroups] }),
       ...(fragment !== null && { fragment }),
+      ...(rows && { rows: rows.header }),
       pull: work?.pull ?? null,
     };
+    if (rows) this.#answerBytes = Math.max(this.#answerBytes, rows.bytes.length);
     if (!payload) {
-      this.send(header);
+      this.send(header, rows ? [rows.bytes] : []);
       return;
     }
     // Header and shared payload are never joined in memory.
@@ -110,10 +121,20 @@ export class WorkerAnswers {
             index: fragment,
             count: fragmentsOf(run.config),
           });
-    this.send(header, parts, () => {
+    this.send(header, rows ? [...parts, rows.bytes] : parts, () => {
       payload.release();
       memory.sent(payload);
     });
+  }
+
+  /** The rows that the last push wanted. An evaluation asks for its own. */
+  #rowsFor({ tables }: Run, { evaluation }: Assigned) {
+    const keys = this.#wanted!;
+    if (!tables || evaluation) return null;
+    this.#wanted = null;
+    const encoding = tables.pullEncoding;
+    const bytes = tables.read(keys, encoding, null);
+    return { bytes, header: { step: tables.rowStep, encoding, bytes: bytes.length } };
   }
 
   /** Notes what the worker has from now on. */

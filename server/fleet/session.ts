@@ -18,6 +18,7 @@ import {
   type WorkerMessage,
 } from '../../shared/protocol.ts';
 import type { WorkerSummary } from '../../shared/rest.ts';
+import type { InitialRows, PullRows } from '../../shared/row-messages.ts';
 import type {
   Connection,
   ConnectionEvents,
@@ -34,6 +35,7 @@ import {
   type PushPartsLanded,
 } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
+import type { RunTables } from '../core/tables/run-tables.ts';
 import { keep, LandingDesk } from '../payloads/landings.ts';
 import { Payloads } from '../payloads/payloads.ts';
 import { WorkerAnswers } from './answers.ts';
@@ -52,6 +54,27 @@ import {
   missingExperiments,
   workerKey,
 } from './suitability.ts';
+
+const noTables = (type: string, run: string) =>
+  new DownpourError(
+    'DP_ROWS_INVALID',
+    `'${type}' for run '${run}', which has no tables: pull and push parameters alone`,
+  );
+
+/** The keys of the rows that a push wants; null: none, or the run refuses the push for them. */
+function wantedOf(
+  { wanted }: NonNullable<Push['rows']>,
+  tables: RunTables,
+  payload: Uint8Array,
+): readonly Uint32Array[] | null {
+  if (wanted === 0 || wanted > payload.length) return null;
+  try {
+    return tables.readKeys(payload.subarray(payload.length - wanted));
+  } catch (error) {
+    if (errorCode(error) !== 'DP_ROWS_INVALID') throw error;
+    return null;
+  }
+}
 
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
@@ -298,12 +321,9 @@ export class WorkerSession {
     else if (message.type === 'observed') this.#onObserved(message);
     else if (message.type === 'machine') {
       this.#asked = this.machine.take(message, this.#fleet.now());
-    } else if (message.type === 'pullRows' || message.type === 'initialRows') {
-      throw new DownpourError(
-        'DP_ROWS_INVALID',
-        `'${message.type}' for run '${message.run}', which has no tables: pull parameters alone`,
-      );
-    } else return this.#work(message, payload, landing);
+    } else if (message.type === 'pullRows') this.#onPullRows(message, payload);
+    else if (message.type === 'initialRows') this.#onInitialRows(message, payload);
+    else return this.#work(message, payload, landing);
     return false;
   }
 
@@ -351,6 +371,33 @@ export class WorkerSession {
     } else this.#onInitialised(run, message.grant, payload);
     this.#fleet.followUp(run);
     return false;
+  }
+
+  /** @throws DownpourError DP_ROWS_INVALID, DP_PROTOCOL_ORDER. */
+  #onPullRows({ run: named, request, evaluation }: PullRows, payload: Uint8Array): void {
+    const run = this.#run;
+    if (!run || !this.#joined || named !== run.id) {
+      // It crossed the end of its run on the wire, or the connection is a new one: the worker asks again.
+      return;
+    }
+    const { id, generation, tables } = run;
+    if (!tables) throw noTables('pullRows', id);
+    this.#asked = run.isAtWork(this.key);
+    const keys = tables.readKeys(payload);
+    const capture = run.evaluatedCapture(this.key, evaluation);
+    const encoding = capture === null ? tables.pullEncoding : 'f32';
+    const bytes = tables.read(keys, encoding, capture);
+    const step = tables.rowStep;
+    this.#answers.send({ type: 'rows', run: id, request, step, generation, encoding }, [bytes]);
+  }
+
+  /** @throws DownpourError as of the call. */
+  #onInitialRows({ run: named, grant }: InitialRows, payload: Uint8Array): void {
+    const run = this.#run;
+    if (!run || !this.#joined || named !== run.id) return;
+    if (!run.tables) throw noTables('initialRows', run.id);
+    this.#asked = run.call({ call: 'initialRows', worker: this.key, grant }, payload);
+    this.#fleet.followUp(run);
   }
 
   #onHello(hello: Hello): void {
@@ -442,6 +489,8 @@ export class WorkerSession {
     others: PushPartsLanded | null = null,
   ): void {
     const now = this.#fleet.now();
+    // The payload is no more once the push is applied.
+    const wanted = push.rows && run.tables ? wantedOf(push.rows, run.tables, payload) : null;
     const answer = run.call(this.#pushCall.of(push, now, room, others), payload);
     const acknowledgement = this.#payloads.explain(run, answer);
     const seconds = (this.#fleet.now() - now) / 1000;
@@ -454,6 +503,7 @@ export class WorkerSession {
       this.#wentWrong({ code, message });
       run.mustBeTrusted(this.key);
     }
+    if (wanted !== null) this.#answers.want(wanted);
     const count = this.#answers.add(run, acknowledgement);
     // Pushes that came together are answered together, with one pull.
     const isLast = !this.#more || run.config.consistency.depth === 1;

@@ -49,7 +49,9 @@ export class Payloads {
   /** What is of no use, since its run is another one or no push of it is so large, is read past. */
   #placePush(header: FrameHeader, payloadBytes: number | null, run: Run | null): PayloadPlace {
     if (!run?.rangeLayout || header.run !== run.id) return 'nowhere';
-    const { roomBytes, bytesMax } = payloadLimits(run.rangeLayout);
+    const limits = payloadLimits(run.rangeLayout);
+    const { roomBytes } = limits;
+    const bytesMax = limits.bytesMax + (run.tables ? ROWS_BYTES_MAX : 0);
     const bytes = payloadBytes ?? roomBytes;
     this.#tooLarge = null;
     if (bytes > bytesMax) {
@@ -72,11 +74,15 @@ export class Payloads {
     if (bytes === null) return acknowledgement;
     this.#tooLarge = null;
     if (acknowledgement.code !== 'DP_TENSOR_SIZE') return acknowledgement;
-    const { bytesMax } = payloadLimits(run.rangeLayout!);
+    const bytesMax = payloadLimits(run.rangeLayout!).bytesMax + (run.tables ? ROWS_BYTES_MAX : 0);
     const message = `the push has a payload of ${bytes} bytes; the largest of this run's layout has ${bytesMax}: send gradients of the model that the run has`;
     return { ...acknowledgement, message };
   }
 }
+
+/** Keys of all tables with their counts, and rows with keys of those that are wanted. */
+const KEYS_BYTES_MAX = 4 * (LIMITS.rowsPerMessageMax + LIMITS.tableCountMax);
+const ROWS_BYTES_MAX = LIMITS.rowBytesMax + 2 * KEYS_BYTES_MAX;
 
 /** Where a run's facts are known, those of other workers may be so much longer, or so many times as long. */
 const FACTS_BYTES_MORE = 2 ** 20;
@@ -92,6 +98,11 @@ function payloadMax(
   run: Run | null,
   key: string | null,
 ): number | 'nowhere' {
+  if (type === 'pullRows' || type === 'initialRows') {
+    if (!run?.tables || key === null || run.id !== named) return 'nowhere';
+    if (type === 'pullRows') return KEYS_BYTES_MAX;
+    return run.awaitsInitial(key) ? KEYS_BYTES_MAX + LIMITS.rowBytesMax : 'nowhere';
+  }
   if (type !== 'join' && type !== 'initialised') return 0;
   if (!run || run.id !== named) return 'nowhere';
   if (type === 'join') return facts === 'json' ? factsMax(run.facts) : 0;

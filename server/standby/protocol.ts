@@ -64,6 +64,7 @@ const calls = compile({
   tick: callOf(now),
   assign: callOf({ ...worker, ahead: Natural, ...now }),
   initialised: callOf({ ...worker, grant: Natural, ...now }),
+  initialRows: callOf({ ...worker, grant: Natural }),
   push: callOf({ ...worker, push: PushSchema, ...now }),
   evaluated: callOf({ ...worker, result: EvaluatedSchema, ...now, at: Type.Optional(Text) }),
   sampled: callOf({ ...worker, observed: ObservedSchema, ...now }),

@@ -2,6 +2,7 @@ import { expect, test } from 'vitest';
 import { CALLS, type CallKind, type RunCall } from '../../server/core/run/calls.ts';
 import type { Run } from '../../server/core/run.ts';
 import type { PartialConfig } from '../../shared/config.ts';
+import { encodeRows } from '../../shared/rows.ts';
 import {
   createProblem,
   createRun,
@@ -21,6 +22,7 @@ const WORKER = 'w/1';
 const CONFIG: PartialConfig = {
   ...{ epochsMax: 2, evaluateEverySteps: 4, observe: { everySteps: 1 }, testAtEnd: false },
   divergence: { rollbacksMax: 3 },
+  tables: { word: { rows: 10, width: 2 } },
 };
 
 interface Case {
@@ -59,6 +61,15 @@ const CASES: Readonly<Record<CallKind, Case>> = {
     call: only({ call: 'assign', worker: WORKER, ahead: 2, now: 7 }),
   },
   initialised: { call: (_, worker) => worker.pull(4) },
+  initialRows: {
+    call: (run, worker) => {
+      const assignment = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 4 });
+      const { grant } = assignment.kind === 'initialise' ? assignment : expect.fail();
+      const rows = { keys: Uint32Array.of(3), values: Float32Array.of(0.5, -2) };
+      const payload = encodeRows(run.tables!.shapes, [rows], 'f32');
+      expect(run.call({ call: 'initialRows', worker: worker.key, grant }, payload)).toBe(true);
+    },
+  },
   push: { before: withWork, call: (_, worker) => worker.push(9) },
   evaluated: {
     before: evaluating,

@@ -37,6 +37,8 @@ export interface AdmissionFacts {
   problem: PushProblem | null;
   /** Lease of the push, if the worker may still push it. */
   lease: Lease | null;
+  /** Updates of rows so far, and the staleness of the stalest row in the push; null: the run has no tables. */
+  rows: { readonly rowStep: number; readonly staleness: number } | null;
 }
 
 export interface Rejection extends PushProblem {
@@ -101,11 +103,27 @@ export function judgePush(push: Push, facts: AdmissionFacts): Judgement {
     const rejection = reject('DP_PUSH_STALE', untimely, !isLate, staleness);
     return isLate ? { ...rejection, passOn: true } : rejection;
   }
+  const staleRows = facts.rows ? rowsProblem(push, facts.rows, config.consistency) : null;
+  if (staleRows !== null) return reject('DP_PUSH_STALE', staleRows, true, staleness);
   const { workers } = facts;
   const read = { staleness, readStep: push.step, serverStep: step, workers };
   const admission = admit(config.consistency, read);
   if (admission.kind === 'apply') return admission;
   return reject('DP_PUSH_STALE', admission.message, true, staleness);
+}
+
+/** The bound of staleness holds for each row by itself. */
+function rowsProblem(
+  { rows }: Push,
+  { rowStep, staleness }: NonNullable<AdmissionFacts['rows']>,
+  { stalenessMax }: RunConfig['consistency'],
+): string | null {
+  if (!rows) return null;
+  if (rows.step > rowStep) {
+    return `push read rows of row step ${rows.step}, and the server is at ${rowStep}: pull rows, then retry`;
+  }
+  if (stalenessMax === null || staleness <= stalenessMax) return null;
+  return `push read rows of row step ${rows.step}, and one of them was changed at ${rows.step + staleness}; staleness ${staleness} > stalenessMax ${stalenessMax}: pull rows, then retry`;
 }
 
 /** A push of the kind that the run takes, but of another part of the parameters. */

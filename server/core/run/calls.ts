@@ -64,6 +64,15 @@ export type RunCall =
       readonly others?: InitialLanded | null;
     }
   /**
+   * Values that some rows begin with, before `initialised`. The payload: rows in f32. Those of a worker that was not asked
+   * are ignored. @throws DownpourError DP_ROWS_INVALID, DP_GRADIENT_NOT_FINITE or DP_LAYOUT_INVALID.
+   */
+  | {
+      readonly call: 'initialRows';
+      readonly worker: string;
+      readonly grant: number;
+    }
+  /**
    * Admits and applies one gradient, in one stretch. The payload: the gradient in its encoding, then statistics in f32;
    * it is used where it has landed.
    */
@@ -129,6 +138,8 @@ interface CallAnswers {
   readonly assign: Assignment;
   /** Whether it was asked for. */
   readonly initialised: boolean;
+  /** Whether they were asked for. */
+  readonly initialRows: boolean;
   readonly push: Acknowledgement;
   /** Whether it was asked for. */
   readonly evaluated: boolean;
@@ -146,6 +157,7 @@ export const CALLS: Readonly<Record<CallKind, { readonly payload?: true; readonl
     join: { payload: true, large: true },
     ...{ detach: {}, leave: {}, postpone: {}, tick: {}, assign: {} },
     initialised: { payload: true },
+    initialRows: { payload: true },
     push: { payload: true },
     evaluated: {},
     sampled: { large: true },

@@ -150,3 +150,9 @@ export function workersMissingOf({ options, fields, components }: RunInternals):
   if (workersMin === 1 || fields.step > 0 || isOver(fields.phase)) return 0;
   return Math.max(0, workersMin - components.roster.attached);
 }
+
+/** The seed of the initial parameters that are asked for now. */
+export function initialSeedOf({ options, fields }: RunInternals): number {
+  const again = fields.startingAnew ? 1 : 0;
+  return options.config.seed + fields.initialisations - again;
+}

@@ -37,7 +37,7 @@ export function openNew(
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
 export function openFork(
   inside: RunInternals,
-  source: Pick<RunState, 'tensors' | 'parameters' | 'data' | 'facts' | 'originData'>,
+  source: Pick<RunState, 'tensors' | 'parameters' | 'tables' | 'data' | 'facts' | 'originData'>,
   tensors: readonly NamedTensor[],
 ): void {
   const { fields, components } = inside;
@@ -48,6 +48,7 @@ export function openFork(
   fields.originData = source.data ?? source.originData ?? null;
   takePlaces(inside, vector.place(source.tensors ?? [], frozenOf(inside)));
   vector.mustParameters.kept.adopt(source.parameters, tensors);
+  vector.tables?.adopt(source.tables, tensors);
   fields.initialisations = 1;
 }
 
@@ -71,7 +72,7 @@ export function openCheckpoint(
   openComponents(components, state, lives);
   if (!state.tensors || !state.parameters || state.initialisations === 0) return;
   takePlaces(inside, vector.place(state.tensors, frozenOf(inside)));
-  vector.restore(state.parameters, tensors, state.best !== null);
+  vector.restore(state.parameters, state.tables, tensors, state.best !== null);
   fields.captures = RESTORED_BEST;
   if (state.best) fields.best = { ...state.best, capture: RESTORED_BEST };
 }
@@ -89,5 +90,8 @@ export function openReplica(
   if (!tensors) return;
   const hasParameters = fields.initialisations > 0;
   const inUse = { ...capturesInUse(fields), hasParameters, frozen: frozenOf(inside) };
-  takePlaces(inside, components.vector.replicate(tensors, parameters, vectors, inUse));
+  takePlaces(
+    inside,
+    components.vector.replicate(tensors, parameters, replica.tables, vectors, inUse),
+  );
 }

@@ -10,6 +10,7 @@ import {
   epochOf,
   evaluateEveryOf,
   evaluationStepOf,
+  initialSeedOf,
   isTraining,
   leasesOf,
   validates,
@@ -367,6 +368,7 @@ export class Phases {
   /** Asks a worker for fresh parameters. */
   requestParameters(): void {
     this.#fields.grant = { id: ++this.#fields.grantsGiven, ...toHandOut() };
+    this.#components.vector.tables?.reset(initialSeedOf(this.#inside));
     this.#wake();
   }
 

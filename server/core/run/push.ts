@@ -1,8 +1,10 @@
 import { DownpourError, type ErrorCode } from '../../../shared/errors.ts';
 import type { Acknowledgement, Push } from '../../../shared/protocol.ts';
 import type { CompensationUse } from '../compensation.ts';
+import { scaleOf } from '../consistency.ts';
 import { type CorrectionPlan, limitedNorm } from '../correction.ts';
 import type { Applied } from '../curves.ts';
+import type { Clip } from '../fused.ts';
 import type { StagedPush } from '../landing-rooms.ts';
 import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
@@ -47,7 +49,7 @@ export class Pushes {
     this.#then = then;
     this.#facts = {
       ...{ config: inside.options.config, fields, isReady: false, worker: newWorker() },
-      ...{ quarantine: null, problem: null, lease: null },
+      ...{ quarantine: null, problem: null, lease: null, rows: null },
       ...{ key: '', mode: inside.components.mode, workers: 0, kind: 'gradient', fragment: null },
     };
     this.steps = new RunSteps(inside, then);
@@ -82,10 +84,15 @@ export class Pushes {
     if (early) return this.#refuse(push, early, now);
     let staged: StagedPush | null = null;
     facts.problem = null;
+    facts.rows = null;
+    let vectorPayload = payload;
     try {
+      if (vector.tables !== null || push.rows !== undefined) {
+        vectorPayload = this.#stageRows(push, payload);
+      }
       // One for parameters of before may have another size. It is stale, whatever it holds.
       if (push.generation === facts.fields.generation && !isOfAnotherFragment(push, facts)) {
-        staged = parameters!.stage(payload, push.encoding, room, push.fragment);
+        staged = parameters!.stage(vectorPayload, push.encoding, room, push.fragment);
         const isElastic = push.kind === 'elastic' && facts.kind === 'elastic';
         if (isElastic) staged = parameters!.elastic(staged);
       }
@@ -99,6 +106,29 @@ export class Pushes {
     const judgement = judgePush(push, facts);
     if (judgement.kind !== 'apply') return this.#refuse(push, judgement, now);
     return this.#apply(call, staged!, judgement.scale);
+  }
+
+  /** @returns the payload without rows. @throws DownpourError DP_ROWS_INVALID. */
+  #stageRows({ rows }: Push, payload: Uint8Array): Uint8Array {
+    const { tables } = this.#inside.components.vector;
+    if (!tables) {
+      throw new DownpourError(
+        'DP_ROWS_INVALID',
+        'the push has rows, and this run has no tables: push gradients of the model alone',
+      );
+    }
+    const rest = tables.stage(payload, rows);
+    this.#facts.rows = { rowStep: tables.rowStep, staleness: tables.staleness() };
+    return rest;
+  }
+
+  /** Updates the rows of an admitted push. @returns false: one overflowed, and all are as before. */
+  #applyRows(push: Push, rate: number, clip: Clip): boolean {
+    const { tables } = this.#inside.components.vector;
+    if (!tables || !push.rows) return true;
+    const { consistency } = this.#inside.options.config;
+    const { workers } = this.#facts;
+    return tables.apply(rate, clip, (staleness) => scaleOf(consistency, staleness, workers));
   }
 
   #refuse(push: Push, judgement: Refusal, now: number): Acknowledgement {
@@ -137,7 +167,11 @@ export class Pushes {
       ? outerRateOf(this.#inside, this.#facts.worker) * scale
       : rate * scale * (plan?.scale ?? 1);
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
-    const given = Math.sqrt(parameters.squares(staged, limit) + (others?.squares ?? 0));
+    const { tables } = vector;
+    const rowSquares = tables === null ? 0 : tables.squares(limit);
+    const given = Math.sqrt(
+      parameters.squares(staged, limit) + (others?.squares ?? 0) + rowSquares,
+    );
     if (loss === null || !Number.isFinite(given)) {
       this.#retry(now);
       const message = this.#then.nonFinite(push.step);
@@ -152,7 +186,12 @@ export class Pushes {
       return answer(push, 'rejected', staleness, code, message);
     }
     const compensation = sent.isUsed ? this.#compensation(worker, push, given, learningRate) : null;
+    const rowRate = rate * (plan?.scale ?? 1);
     if (mode?.collects) {
+      const factor = Math.min(1, (clip.norm ?? Infinity) / given);
+      if (tables !== null && !this.#applyRows(push, rowRate, { limit, factor })) {
+        return this.#overflowed(push, rowRate, given, staleness, now);
+      }
       this.#collect(call, staged, { scale, loss, norm: given, compensation });
       return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
     }
@@ -165,11 +204,12 @@ export class Pushes {
     if (compensation) options = { ...options, compensation };
     const groups = groupStepOf(this.#inside, scale * (plan?.scale ?? 1));
     if (groups) options = { ...options, groups };
+    if (tables !== null && !this.#applyRows(push, rowRate, { limit, factor })) {
+      return this.#overflowed(push, rowRate, norm, staleness, now);
+    }
     if (!parameters.update(staged, { limit, factor }, options)) {
-      const message = overflowText(this.#inside, fields.step + 1, learningRate, norm);
-      this.#retry(now);
-      this.#then.diverged(message);
-      return answer(push, 'rejected', staleness, 'DP_DIVERGED', message);
+      if (tables !== null && push.rows) tables.undo();
+      return this.#overflowed(push, learningRate, norm, staleness, now);
     }
     if (others) {
       const { sequence } = push;
@@ -198,6 +238,21 @@ export class Pushes {
       this.steps.look(now);
     }
     return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
+  }
+
+  /** The update is undone, and the run goes back. */
+  #overflowed(
+    push: Push,
+    learningRate: number,
+    norm: number,
+    staleness: number,
+    now: number,
+  ): Acknowledgement {
+    const { fields } = this.#inside;
+    const message = overflowText(this.#inside, fields.step + 1, learningRate, norm);
+    this.#retry(now);
+    this.#then.diverged(message);
+    return answer(push, 'rejected', staleness, 'DP_DIVERGED', message);
   }
 
   /** Minibatches of the lease that is dealt with. */

@@ -17,9 +17,10 @@ import { Robust } from '../robust.ts';
 import { createSchedule, type Schedule, type ScheduleState } from '../schedule.ts';
 import { SentSlots } from '../sent-slots.ts';
 import type { RunShards } from '../shard.ts';
+import type { RunTablesState } from '../tables/run-tables.ts';
 import type { Seen } from './calls.ts';
 import { emptyTally, Roster } from './roster.ts';
-import { Vector } from './vector.ts';
+import { type CapturesInUse, Vector } from './vector.ts';
 
 /**
  * What a run is at one moment. Each field stands once, in the group that says what a checkpoint does with it; checkpoint,
@@ -380,6 +381,8 @@ export type RunState = {
   readonly options: RunOptions;
   readonly tensors: readonly TensorSpec[] | null;
   readonly parameters: ParametersState | null;
+  /** Absent: the run has no tables. */
+  readonly tables?: RunTablesState;
 } & Readonly<Omit<SavedFields, keyof LaterFields>> &
   Readonly<Partial<LaterFields>> &
   Omit<Saved<typeof COMPONENTS>, LaterComponent> &
@@ -395,6 +398,8 @@ export interface RunReplica {
   readonly parts: Replicated<typeof REPLICATED>;
   readonly tensors: readonly TensorSpec[] | null;
   readonly parameters: ParametersState | null;
+  /** Absent: the run has no tables. */
+  readonly tables?: RunTablesState;
 }
 
 /** A run, as those see it who decide nothing by themselves. */
@@ -404,9 +409,11 @@ export interface RunInternals {
   readonly components: Components;
 }
 
-const ofVector = ({ specs, parameters }: Vector) => ({
+/** @param inUse captures that are kept. */
+const ofVector = ({ specs, parameters, tables }: Vector, { best, evaluated }: CapturesInUse) => ({
   tensors: specs,
   parameters: parameters?.kept.state() ?? null,
+  ...(tables && { tables: tables.state(best, evaluated) }),
 });
 
 export function runStateOf({ options, fields, components }: RunInternals, now: number): RunState {
@@ -414,7 +421,7 @@ export function runStateOf({ options, fields, components }: RunInternals, now: n
     version: 1,
     options,
     ...savedFields(fields, now),
-    ...ofVector(components.vector),
+    ...ofVector(components.vector, { best: fields.best?.capture ?? null, evaluated: null }),
     ...(writtenBy(COMPONENTS, 'save', components) as Saved<typeof COMPONENTS>),
   };
 }
@@ -422,7 +429,11 @@ export function runStateOf({ options, fields, components }: RunInternals, now: n
 /** What a worker's payloads and numbers are made of is not copied. */
 export function replicaOf({ options, fields, components }: RunInternals): RunReplica {
   const replicas = writtenBy(REPLICATED, 'replica', components) as RunReplica['parts'];
-  return { options, fields: { ...fields }, parts: replicas, ...ofVector(components.vector) };
+  const inUse = {
+    best: fields.best?.capture ?? null,
+    evaluated: fields.evaluation?.capture ?? null,
+  };
+  return { options, fields: { ...fields }, parts: replicas, ...ofVector(components.vector, inUse) };
 }
 
 export function replicateComponents(components: Components, replica: RunReplica): void {

@@ -9,7 +9,6 @@ import { type Layout, layoutSpecs, type TensorSpec } from '../../../shared/layou
 import { fragmentsOf, type PushKind } from '../../../shared/local-steps.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
-import { tablesOf } from '../../../shared/tables.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
 import type { PushWeight } from '../gathered.ts';
@@ -21,6 +20,7 @@ import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
 import type { SaveKind, ShardCommand } from '../shard-command.ts';
 import { Snapshot } from '../snapshot.ts';
 import type { StepOptions } from '../step-options.ts';
+import { createRunTables, type RunTables, type RunTablesState } from '../tables/run-tables.ts';
 import {
   type CopyVector,
   flatTensor,
@@ -38,8 +38,8 @@ import type { InitialLanded, PushPartsLanded, SentTo } from './calls.ts';
  * others are told what is decided. Copies of a moment (captures) have the same number on all of them.
  */
 
-const NO_TABLES =
-  'the configuration has tables, and this server does not keep rows yet: leave out tables';
+const NOT_ON_SHARDS =
+  'the configuration has tables, and this server has shards, which keep no rows yet: use a server without shards';
 /** What is under evaluation, among the vectors of a replica. */
 const EVALUATED = '@evaluated';
 /** The number of the best parameters of a run that has been restored. */
@@ -66,12 +66,15 @@ export class Vector {
   #ranges: readonly Range[] = [];
   #parameters: Parameters | null = null;
   readonly #captures = new Map<number, Float32Array>();
+  /** Rows beside the vector; null: the run has no tables. */
+  readonly tables: RunTables | null;
 
   /** @param shards that share the vector; null: all of it is here. */
   constructor(run: string, config: RunConfig, shards: RunShards | null) {
     this.#run = run;
     this.#config = config;
     this.#shards = shards;
+    this.tables = createRunTables(config);
   }
 
   get layout(): Layout | null {
@@ -124,7 +127,7 @@ export class Vector {
         ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config))
         : null) ??
       fragmentsProblem(layout, fragmentsOf(this.#config)) ??
-      (tablesOf(this.#config) ? NO_TABLES : null);
+      (this.tables && ranges.length > 1 ? NOT_ON_SHARDS : null);
     if (unfit !== null) throw new DownpourError('DP_LAYOUT_INVALID', unfit);
     const places = vectorPlaces(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
@@ -291,12 +294,14 @@ export class Vector {
   /** Other values for trainable and statistics: captured ones, or what is evaluated now. */
   replace(by: number | 'evaluated'): void {
     const parameters = this.mustParameters;
+    if (by !== 'evaluated') this.tables?.replace(by);
     parameters.replace(by === 'evaluated' ? parameters.evaluated() : this.captured(by));
     this.#tell({ kind: 'replace', run: this.#run, by });
   }
 
   resetOptimizer(): void {
     this.mustParameters.resetOptimizer();
+    this.tables?.resetOptimizer();
     this.#tell({ kind: 'resetOptimizer', run: this.#run });
   }
 
@@ -306,6 +311,7 @@ export class Vector {
   capture(id: number, what: 'evaluated' | 'exchanged'): void {
     this.#tell({ kind: 'capture', run: this.#run, id, what });
     this.#captures.set(id, this.mustParameters[what]());
+    this.tables?.capture(id);
   }
 
   /** Shape [exchangedSize] of the first range. */
@@ -319,6 +325,7 @@ export class Vector {
   forget(id: number, { best, evaluated }: CapturesInUse): void {
     if (id === best || id === evaluated) return;
     this.#captures.delete(id);
+    this.tables?.forget(id);
     this.#tell({ kind: 'forget', run: this.#run, id });
   }
 
@@ -353,22 +360,32 @@ export class Vector {
   tensors(best: number | null, copy: CopyVector): NamedTensor[] {
     const tensors = this.mustParameters.kept.tensors(copy);
     if (best !== null) tensors.push(flatTensor(BEST, copy(this.captured(best))));
+    if (this.tables) tensors.push(...this.tables.tensors(best, null, copy));
     return tensors;
   }
 
   /** Parameters by their names. @param best its capture; null: the present ones. */
   named(best: number | null, copy: CopyVector = slice): NamedTensor[] {
-    return this.mustParameters.kept.named(best === null ? undefined : this.captured(best), copy);
+    const exchanged = best === null ? undefined : this.captured(best);
+    const tensors = this.mustParameters.kept.named(exchanged, copy);
+    return this.tables ? [...tensors, ...this.tables.named(best, copy)] : tensors;
   }
 
   /**
    * Goes on from a checkpoint.
+   * @param rows what is known of the tables; absent: there are none.
    * @param hasBest its best parameters are among the tensors; they get the number `RESTORED_BEST`.
    * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
    */
-  restore(state: ParametersState, tensors: readonly NamedTensor[], hasBest: boolean): void {
+  restore(
+    state: ParametersState,
+    rows: RunTablesState | undefined,
+    tensors: readonly NamedTensor[],
+    hasBest: boolean,
+  ): void {
     const parameters = this.mustParameters;
     parameters.kept.restore(state, tensors);
+    if (rows) this.tables?.restore(rows, tensors, hasBest ? RESTORED_BEST : null, null);
     if (!hasBest) return;
     const { exchangedSize } = parameters.layout;
     this.#captures.set(RESTORED_BEST, takeTensor(tensors, BEST, exchangedSize));
@@ -385,7 +402,13 @@ export class Vector {
     if (best !== null) vectors.push([BEST, this.captured(best)]);
     if (evaluated !== null && evaluated !== best)
       vectors.push([EVALUATED, this.captured(evaluated)]);
-    return vectors;
+    return [...vectors, ...this.rowVectors({ best, evaluated })];
+  }
+
+  /** Rows of the tables among the live vectors. */
+  rowVectors({ best, evaluated }: CapturesInUse): [name: string, values: Float32Array][] {
+    const tensors = this.tables?.tensors(best, evaluated, (values) => values) ?? [];
+    return tensors.map(({ name, values }) => [name, values]);
   }
 
   /**
@@ -395,6 +418,7 @@ export class Vector {
   replicate(
     tensors: readonly TensorSpec[],
     state: ParametersState | null,
+    rows: RunTablesState | undefined,
     vectors: ReadonlyMap<string, Float32Array>,
     {
       best,
@@ -413,6 +437,10 @@ export class Vector {
     for (const [name, values] of vectors) if (isSent(name)) parameters.kept.write(name, 0, values);
     if (best !== null) this.#captures.set(best, taken(BEST));
     if (evaluated !== null && evaluated !== best) this.#captures.set(evaluated, taken(EVALUATED));
+    if (rows) {
+      const named = [...vectors].map(([name, values]) => flatTensor(name, values));
+      this.tables?.restore(rows, named, best, evaluated);
+    }
     return places;
   }
 }

@@ -17,6 +17,7 @@ import type {
 import type { EarlyStoppingState } from '../early-stopping.ts';
 import type { LandingRoom } from '../landing-rooms.ts';
 import type { SaveKind } from '../shard-command.ts';
+import type { RunTables } from '../tables/run-tables.ts';
 import { troubleText } from '../trouble.ts';
 import { type CopyVector, type NamedTensor, slice } from '../vectors.ts';
 import type { LostNote, Seen } from './calls.ts';
@@ -236,6 +237,25 @@ export class RunView {
     return this.inside.fields.grant?.worker === worker;
   }
 
+  /** Tables of rows; null: the run has none. */
+  get tables(): RunTables | null {
+    return this.inside.components.vector.tables;
+  }
+
+  /** A worker has a minibatch to compute, or evaluates: it needs rows. */
+  isAtWork(worker: string): boolean {
+    const { leases } = this.inside.components;
+    const { evaluation } = this.inside.fields;
+    return evaluation?.worker === worker || (leases?.heldBy(worker).length ?? 0) > 0;
+  }
+
+  /** The capture that a worker evaluates; null: it does not evaluate this. */
+  evaluatedCapture(worker: string, id: number | null): number | null {
+    const { evaluation } = this.inside.fields;
+    const isIt = evaluation !== null && evaluation.id === id && evaluation.worker === worker;
+    return isIt ? evaluation.capture : null;
+  }
+
   /** A worker may push this minibatch. */
   isLeased(lease: number, worker: string): boolean {
     return this.inside.components.leases?.find(lease, worker) != null;
@@ -317,8 +337,9 @@ export class RunView {
 
   /** The live vectors that belong to `replica`, by name. */
   replicaVectors(): (readonly [name: string, values: Float32Array])[] {
-    if (!this.hasParameters) return [];
-    return this.inside.components.vector.vectors(capturesInUse(this.inside.fields));
+    const { vector } = this.inside.components;
+    const inUse = capturesInUse(this.inside.fields);
+    return this.hasParameters ? vector.vectors(inUse) : vector.rowVectors(inUse);
   }
 }
 

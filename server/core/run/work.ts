@@ -1,7 +1,7 @@
 import { LIMITS } from '../../../shared/limits.ts';
 import type { Snapshot } from '../snapshot.ts';
 import type { Assignment, SentTo } from './calls.ts';
-import { isTraining, workersMissingOf } from './course.ts';
+import { initialSeedOf, isTraining, workersMissingOf } from './course.ts';
 import { evaluationMsMax, handOut, initialMsMax, mayHave } from './handed.ts';
 import { localWorkFor, minibatchesFor } from './local.ts';
 import { askForSamples, type RosterWorker } from './roster.ts';
@@ -27,9 +27,7 @@ export function workFor(
   if (grant) {
     if (!mayHave(inside, grant, key)) return WAIT;
     handOut(grant, key, now, () => initialMsMax(inside));
-    const again = fields.startingAnew ? 1 : 0;
-    const seed = options.config.seed + fields.initialisations - again;
-    return { kind: 'initialise', grant: grant.id, seed };
+    return { kind: 'initialise', grant: grant.id, seed: initialSeedOf(inside) };
   }
   if (!vector.parameters) return WAIT;
   if (evaluation && mayHave(inside, evaluation, key)) {

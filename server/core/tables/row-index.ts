@@ -1,0 +1,169 @@
+import { LIMITS } from '../../../shared/limits.ts';
+import type { TableConfig } from '../../../shared/tables.ts';
+
+/** Where the row of a key is kept: rows have slots, numbered from 0. */
+export interface RowIndex {
+  /** Most rows that have a slot at once. */
+  readonly capacity: number;
+  /** −1: the row has none, and its values are the initial ones. */
+  find(key: number): number;
+  /** The slot of a key in a push, a new one if there is none. −1: the key is not admitted yet, or there is no room. */
+  admit(key: number): number;
+  /** Gives a key a slot whatever was seen of it. −1: there is no room. */
+  insert(key: number): number;
+  keyOf(slot: number): number;
+  /** Frees the slot of a key. */
+  remove(key: number): void;
+  /** Forgets all. */
+  clear(): void;
+  /** Keys that wait to be admitted, with the pushes that had them, the oldest first; and pushes of keys that got no row. */
+  state(): RowIndexState;
+  restore(state: RowIndexState): void;
+}
+
+export interface RowIndexState {
+  readonly waiting: readonly (readonly [key: number, sightings: number])[];
+  /** Gradients of rows that were dropped: their key is not admitted yet, or there was no room for it. */
+  readonly dropped: number;
+}
+
+const NOTHING_WAITS: RowIndexState = { waiting: [], dropped: 0 };
+
+export function createRowIndex(config: TableConfig): RowIndex {
+  return config.rows === 'hash' ? new HashIndex(config) : fixedIndex(config.rows);
+}
+
+/** Each key is its slot. */
+function fixedIndex(capacity: number): RowIndex {
+  const own = (key: number) => key;
+  return {
+    capacity,
+    find: own,
+    admit: own,
+    insert: own,
+    keyOf: own,
+    remove() {},
+    clear() {},
+    state: () => NOTHING_WAITS,
+    restore() {},
+  };
+}
+
+const EMPTY = -1;
+/** Keys that wait to be admitted, at most: the oldest is forgotten for a new one. */
+const WAITING_MAX = LIMITS.rowsWaitingMax;
+
+/** A map from keys to slots with open addressing: linear probing, at most half full, nothing allocated later. */
+class HashIndex implements RowIndex {
+  readonly capacity: number;
+  readonly #admitAfter: number;
+  readonly #mask: number;
+  /** Slots at the places of keys, EMPTY where there is none. */
+  readonly #places: Int32Array;
+  readonly #keys: Uint32Array;
+  /** Slots that were freed, the last one on top. */
+  readonly #free: number[] = [];
+  /** Slots from here on were never used. */
+  #next = 0;
+  readonly #waiting = new Map<number, number>();
+  #dropped = 0;
+
+  constructor({ rowsMax, admitAfter }: Pick<TableConfig, 'rowsMax' | 'admitAfter'>) {
+    this.capacity = rowsMax;
+    this.#admitAfter = admitAfter;
+    const places = 2 ** Math.ceil(Math.log2(2 * rowsMax));
+    this.#mask = places - 1;
+    this.#places = new Int32Array(places).fill(EMPTY);
+    this.#keys = new Uint32Array(rowsMax);
+  }
+
+  /** The place where a key is, or would be. */
+  #place(key: number): number {
+    let place = this.#home(key);
+    for (;;) {
+      const slot = this.#places[place]!;
+      if (slot === EMPTY || this.#keys[slot] === key) return place;
+      place = (place + 1) & this.#mask;
+    }
+  }
+
+  #home(key: number): number {
+    // Fibonacci hashing: neighbouring keys, which are usual, are spread.
+    const h = Math.imul(key, 0x9e3779b1);
+    return (h ^ (h >>> 15)) & this.#mask;
+  }
+
+  find(key: number): number {
+    return this.#places[this.#place(key)]!;
+  }
+
+  admit(key: number): number {
+    const slot = this.find(key);
+    if (slot !== EMPTY) return slot;
+    const seen = (this.#waiting.get(key) ?? 0) + 1;
+    if (seen >= this.#admitAfter) {
+      const given = this.insert(key);
+      if (given !== EMPTY) {
+        this.#waiting.delete(key);
+        return given;
+      }
+    }
+    this.#dropped++;
+    if (this.#admitAfter > 1) {
+      this.#waiting.set(key, Math.min(seen, this.#admitAfter));
+      const [oldest] = this.#waiting.size > WAITING_MAX ? this.#waiting.keys() : [];
+      if (oldest !== undefined) this.#waiting.delete(oldest);
+    }
+    return EMPTY;
+  }
+
+  insert(key: number): number {
+    const place = this.#place(key);
+    if (this.#places[place] !== EMPTY) return this.#places[place]!;
+    const slot = this.#free.pop() ?? (this.#next < this.capacity ? this.#next++ : EMPTY);
+    if (slot === EMPTY) return EMPTY;
+    this.#places[place] = slot;
+    this.#keys[slot] = key;
+    return slot;
+  }
+
+  keyOf(slot: number): number {
+    return this.#keys[slot]!;
+  }
+
+  remove(key: number): void {
+    let hole = this.#place(key);
+    const slot = this.#places[hole]!;
+    if (slot === EMPTY) return;
+    this.#free.push(slot);
+    this.#places[hole] = EMPTY;
+    // Those that were put behind it for lack of room move up, so that no search ends too early.
+    for (let place = (hole + 1) & this.#mask; this.#places[place] !== EMPTY; ) {
+      const home = this.#home(this.#keys[this.#places[place]!]!);
+      if (((place - home) & this.#mask) >= ((place - hole) & this.#mask)) {
+        this.#places[hole] = this.#places[place]!;
+        this.#places[place] = EMPTY;
+        hole = place;
+      }
+      place = (place + 1) & this.#mask;
+    }
+  }
+
+  clear(): void {
+    this.#places.fill(EMPTY);
+    this.#free.length = 0;
+    this.#next = 0;
+    this.#waiting.clear();
+    this.#dropped = 0;
+  }
+
+  state(): RowIndexState {
+    return { waiting: [...this.#waiting], dropped: this.#dropped };
+  }
+
+  restore({ waiting, dropped }: RowIndexState): void {
+    this.#waiting.clear();
+    for (const [key, sightings] of waiting) this.#waiting.set(key, sightings);
+    this.#dropped = dropped;
+  }
+}

@@ -1,0 +1,352 @@
+import type { RunConfig } from '../../../shared/config.ts';
+import { DownpourError } from '../../../shared/errors.ts';
+import { STATE_PREFIX } from '../../../shared/layout.ts';
+import { LIMITS } from '../../../shared/limits.ts';
+import type { Push } from '../../../shared/protocol.ts';
+import {
+  decodeKeys,
+  encodeRows,
+  type RowEncoding,
+  type RowShape,
+  readEncodedRows,
+  rowBytes,
+  type TableRows,
+} from '../../../shared/rows.ts';
+import { rowShapes, tablesOf } from '../../../shared/tables.ts';
+import type { Clip } from '../fused.ts';
+import { type CopyVector, flatTensor, type NamedTensor, takeTensor } from '../vectors.ts';
+import { type CaptureMoment, RowTable, type RowTableState } from './row-table.ts';
+import {
+  type RowTensors,
+  splitDoubles,
+  splitKeys,
+  wholeDoubles,
+  wholeKeys,
+} from './row-tensors.ts';
+
+/**
+ * The tables of a run, all under one clock: the row step, which counts the pushes whose rows were applied. The rows of a
+ * push are staged, looked at and applied as its gradient is (docs/decisions/0018-sparse-rows.md).
+ */
+
+/** What a push says of its rows. */
+export type PushedRows = NonNullable<Push['rows']>;
+
+/** The JSON half of the tables in a checkpoint. */
+export interface RunTablesState {
+  readonly rowStep: number;
+  readonly seed: number;
+  readonly tables: Readonly<Record<string, RowTableState>>;
+  /** The best parameters, and what is evaluated, by name: the moment for each table, in their order. */
+  readonly captures: Readonly<Record<string, readonly CaptureMoment[]>>;
+}
+
+const PREFIX = `${STATE_PREFIX}table.`;
+const FIELDS = ['keys', 'values', 'state', 'changed', 'decays'] as const;
+const BEST_ROWS = 'best';
+const EVALUATED_ROWS = 'evaluated';
+const MODEL_MOMENT = 'model.moment';
+const MODEL_KEYS = 'model.keys';
+const MODEL_VALUES = 'model.values';
+
+/** @throws DownpourError DP_LAYOUT_INVALID: a table is too large. */
+export function createRunTables(config: RunConfig): RunTables | null {
+  return tablesOf(config) ? new RunTables(config) : null;
+}
+
+export class RunTables {
+  readonly shapes: readonly RowShape[];
+  readonly #tables: readonly RowTable[];
+  readonly #pull: 'f32' | 'bf16';
+  #seed: number;
+  #rowStep = 0;
+  /** The row step that the worker of the staged push read. */
+  #readStep = 0;
+
+  constructor(config: RunConfig) {
+    this.shapes = rowShapes(config);
+    this.#pull = config.compression.pull;
+    this.#seed = config.seed;
+    this.#tables = this.shapes.map(
+      ({ name }) => new RowTable(name, config.tables![name]!, config.seed),
+    );
+  }
+
+  /** Pushes whose rows were applied. */
+  get rowStep(): number {
+    return this.#rowStep;
+  }
+
+  /** Rows with values of their own, and gradients that were dropped since their key has no row, of each table. */
+  facts(): { name: string; rows: number; dropped: number }[] {
+    return this.#tables.map(({ name, count: rows, dropped }) => ({ name, rows, dropped }));
+  }
+
+  /** Fresh parameters are asked for: all rows begin anew. */
+  reset(seed: number): void {
+    this.#seed = seed;
+    for (const table of this.#tables) table.reset(seed);
+    // Row steps are never used again: those of earlier rows are in captures and on the wire.
+    for (const table of this.#tables) table.resetOptimizer(this.#rowStep);
+  }
+
+  resetOptimizer(): void {
+    for (const table of this.#tables) table.resetOptimizer(this.#rowStep);
+  }
+
+  /** Values to begin with. @param payload rows in f32. @throws DownpourError DP_ROWS_INVALID, DP_GRADIENT_NOT_FINITE. */
+  begin(payload: Uint8Array): void {
+    const encoded = readEncodedRows(this.shapes, payload, 'f32');
+    for (const [i, table] of this.#tables.entries()) table.stage(encoded[i]!, 'f32');
+    if (!Number.isFinite(this.squares(Infinity))) {
+      throw new DownpourError(
+        'DP_GRADIENT_NOT_FINITE',
+        'the initial rows of a worker hold NaN or infinity: look at the file that they come from',
+      );
+    }
+    this.#rowStep++;
+    for (const table of this.#tables) table.begin(this.#rowStep);
+    this.resetOptimizer();
+  }
+
+  // A push.
+
+  /**
+   * Takes the rows of a push in.
+   * @param payload all of it: rows and keys are at its end. @param rows absent: the push has none.
+   * @returns what is before them: the push as if there were no tables.
+   * @throws DownpourError DP_ROWS_INVALID.
+   */
+  stage(payload: Uint8Array, rows: PushedRows | undefined): Uint8Array {
+    const { bytes, wanted, encoding, step } = rows ?? NO_ROWS;
+    const end = payload.length - wanted;
+    const start = end - bytes;
+    if (start < 0) {
+      throw new DownpourError(
+        'DP_ROWS_INVALID',
+        `the push says ${bytes} bytes of rows and ${wanted} of keys; its payload has ${payload.length}`,
+      );
+    }
+    if (bytes > 0) {
+      const encoded = readEncodedRows(this.shapes, payload.subarray(start, end), encoding);
+      for (const [i, table] of this.#tables.entries()) table.stage(encoded[i]!, encoding);
+    } else for (const table of this.#tables) table.stage(NOTHING, 'f32');
+    if (wanted > 0) this.readKeys(payload.subarray(end));
+    this.#readStep = step;
+    return payload.subarray(0, start);
+  }
+
+  /** @throws DownpourError DP_ROWS_INVALID: they are not valid, or their rows are too many for an answer. */
+  readKeys(payload: Uint8Array): readonly Uint32Array[] {
+    const keys = decodeKeys(this.shapes, payload);
+    const counts = keys.map(({ length }) => length);
+    const bytes = rowBytes(this.shapes, counts, 'f32');
+    if (bytes <= LIMITS.rowBytesMax) return keys;
+    throw new DownpourError(
+      'DP_ROWS_INVALID',
+      `the rows that are wanted take ${bytes} bytes; allowed: ${LIMITS.rowBytesMax}: ask for fewer at once`,
+    );
+  }
+
+  /** Σ g² of the rows that are staged; see `RowTable.squares`. */
+  squares(limit: number): number {
+    let sum = 0;
+    for (const table of this.#tables) sum += table.squares(limit);
+    return sum;
+  }
+
+  /** The largest staleness of a row that is staged. */
+  staleness(): number {
+    let most = 0;
+    for (const table of this.#tables) most = Math.max(most, table.staleness(this.#readStep));
+    return most;
+  }
+
+  /**
+   * Updates the rows that are staged.
+   * @param scaleOf the factor of the rate of a row by its staleness.
+   * @returns false: a row overflowed, and all rows are as before.
+   */
+  apply(rate: number, clip: Clip, scaleOf: (staleness: number) => number): boolean {
+    this.#rowStep++;
+    const update = { rowStep: this.#rowStep, rate, clip, scaleOf, readStep: this.#readStep };
+    let finite = true;
+    for (const table of this.#tables) if (!table.apply(update)) finite = false;
+    if (!finite) this.undo();
+    return finite;
+  }
+
+  /** Takes the last `apply` back. */
+  undo(): void {
+    for (const table of this.#tables) table.undo();
+    this.#rowStep--;
+  }
+
+  // What workers are sent.
+
+  /** How answers have their rows. */
+  get pullEncoding(): 'f32' | 'bf16' {
+    return this.#pull;
+  }
+
+  /**
+   * Rows as bytes, for one message. Changes nothing.
+   * @param capture null: as they are.
+   */
+  read(
+    keys: readonly Uint32Array[],
+    encoding: RowEncoding,
+    capture: number | null,
+  ): Uint8Array<ArrayBuffer> {
+    const rows = this.#tables.map((table, i): TableRows => {
+      const values = new Float32Array(keys[i]!.length * table.width);
+      table.read(keys[i]!, capture, values);
+      return { keys: keys[i]!, values };
+    });
+    return encodeRows(this.shapes, rows, encoding);
+  }
+
+  // Captures.
+
+  capture(id: number): void {
+    for (const table of this.#tables) table.capture(id, this.#rowStep);
+  }
+
+  forget(id: number): void {
+    for (const table of this.#tables) table.forget(id);
+  }
+
+  replace(id: number): void {
+    this.#rowStep++;
+    for (const table of this.#tables) table.replace(id, this.#rowStep);
+  }
+
+  // Checkpoints.
+
+  /** @param best capture. @param evaluated capture; null: none, as in checkpoints. */
+  state(best: number | null, evaluated: number | null): RunTablesState {
+    const captures: Record<string, readonly CaptureMoment[]> = {};
+    for (const [name, id] of capturesOf(best, evaluated)) {
+      captures[name] = this.#tables.map((table) => table.momentOf(id));
+    }
+    const tables = Object.fromEntries(this.#tables.map((table) => [table.name, table.state()]));
+    return { rowStep: this.#rowStep, seed: this.#seed, tables, captures };
+  }
+
+  /** Private copies of all rows that have values of their own, and of what captures keep. */
+  tensors(best: number | null, evaluated: number | null, copy: CopyVector): NamedTensor[] {
+    const tensors: NamedTensor[] = [];
+    for (const table of this.#tables) {
+      const own = table.tensors(copy);
+      for (const field of FIELDS) tensors.push(flatTensor(nameOf(table.name, field), own[field]));
+      for (const [name, id] of capturesOf(best, evaluated)) {
+        const { keys, values } = table.captured(id);
+        tensors.push(flatTensor(nameOf(table.name, `${name}.keys`), copy(keys)));
+        tensors.push(flatTensor(nameOf(table.name, `${name}.values`), copy(values)));
+      }
+    }
+    return tensors;
+  }
+
+  /** The rows by themselves, as a model has them: keys and values of those that were ever changed. @param capture null: now. */
+  named(capture: number | null, copy: CopyVector): NamedTensor[] {
+    return this.#tables.flatMap((table) => {
+      const { keys, values, at } = table.rows(capture);
+      const moment = splitDoubles(Float64Array.of(at.decay, at.seed));
+      return [
+        flatTensor(nameOf(table.name, MODEL_MOMENT), copy(moment)),
+        flatTensor(nameOf(table.name, MODEL_KEYS), copy(splitKeys([...keys]))),
+        flatTensor(nameOf(table.name, MODEL_VALUES), copy(values)),
+      ];
+    });
+  }
+
+  /**
+   * Begins with the rows of another run; optimizers are as new. @param state absent: that run had no tables.
+   * @param tensors of any kind of checkpoint. @throws DownpourError DP_CHECKPOINT_CORRUPT.
+   */
+  adopt(state: RunTablesState | undefined, tensors: readonly NamedTensor[]): void {
+    if (!state) return;
+    const isWhole = tensors.some(
+      ({ name }) => name.startsWith(PREFIX) && name.endsWith('.changed'),
+    );
+    if (isWhole) {
+      const known = this.#tables.filter(({ name }) => state.tables[name]);
+      this.#rowStep = state.rowStep;
+      for (const table of known) {
+        table.reset(state.seed);
+        table.restore(state.tables[table.name]!, rowsOf(table, tensors));
+      }
+    } else {
+      this.#rowStep = state.rowStep + 1;
+      for (const table of this.#tables) {
+        const moment = wholeDoubles(found(tensors, nameOf(table.name, MODEL_MOMENT)));
+        const split = found(tensors, nameOf(table.name, MODEL_KEYS));
+        const values = taken(tensors, nameOf(table.name, MODEL_VALUES), split, table.width);
+        const [decay = 0, seed] = moment;
+        // The other run had no such table.
+        if (seed === undefined) continue;
+        table.adopt({ decay, seed }, wholeKeys(split), values, this.#rowStep);
+      }
+    }
+    this.resetOptimizer();
+  }
+
+  /**
+   * Continues from a checkpoint, or as a replica.
+   * @param best and evaluated the numbers that the captures get. @throws DownpourError DP_CHECKPOINT_CORRUPT.
+   */
+  restore(
+    state: RunTablesState,
+    tensors: readonly NamedTensor[],
+    best: number | null,
+    evaluated: number | null,
+  ): void {
+    this.#rowStep = state.rowStep;
+    this.#seed = state.seed;
+    for (const [i, table] of this.#tables.entries()) {
+      table.reset(state.seed);
+      table.restore(state.tables[table.name]!, rowsOf(table, tensors));
+      for (const [name, id] of capturesOf(best, evaluated)) {
+        const keys = found(tensors, nameOf(table.name, `${name}.keys`));
+        const values = taken(tensors, nameOf(table.name, `${name}.values`), keys, table.width);
+        table.restoreCapture(id, state.captures[name]![i]!, { keys, values });
+      }
+    }
+  }
+}
+
+const NO_ROWS: PushedRows = { step: 0, encoding: 'f32', bytes: 0, wanted: 0 };
+const NOTHING = { keys: new Uint32Array(), values: new Uint8Array() };
+
+const nameOf = (table: string, field: string) => `${PREFIX}${table}.${field}`;
+
+function capturesOf(best: number | null, evaluated: number | null): (readonly [string, number])[] {
+  const captures: (readonly [string, number])[] = [];
+  if (best !== null) captures.push([BEST_ROWS, best]);
+  if (evaluated !== null && evaluated !== best) captures.push([EVALUATED_ROWS, evaluated]);
+  return captures;
+}
+
+function rowsOf({ name, width }: RowTable, tensors: readonly NamedTensor[]): RowTensors {
+  const of = (field: keyof RowTensors) => found(tensors, nameOf(name, field));
+  const keys = of('keys');
+  const values = taken(tensors, nameOf(name, 'values'), keys, width);
+  return { keys, values, state: of('state'), changed: of('changed'), decays: of('decays') };
+}
+
+const EMPTY = new Float32Array();
+/** What has no elements may have been left out. */
+function found(tensors: readonly NamedTensor[], name: string): Float32Array {
+  return tensors.find((tensor) => tensor.name === name)?.values ?? EMPTY;
+}
+
+function taken(
+  tensors: readonly NamedTensor[],
+  name: string,
+  keys: Float32Array,
+  width: number,
+): Float32Array {
+  const size = (keys.length / 2) * width;
+  return size === 0 ? EMPTY : takeTensor(tensors, name, size);
+}
