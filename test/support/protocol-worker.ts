@@ -1,15 +1,17 @@
 import { randomBytes } from 'node:crypto';
 import type { Socket } from 'node:net';
 import { type RawData, WebSocket } from 'ws';
-import { decodeFrame, encodeFrame, floatsOf } from '../../shared/codec.ts';
+import { bytesOf, decodeFrame, encodeFrame, floatsOf } from '../../shared/codec.ts';
 import type {
   Assign,
   Initialise,
+  Push,
   ServerMessage,
   Work,
   WorkerMessage,
 } from '../../shared/protocol.ts';
 import { random, STREAMS } from '../../shared/random.ts';
+import { encodeKeys } from '../../shared/rows.ts';
 import {
   EXCHANGED,
   examplesOf,
@@ -201,6 +203,30 @@ export class ProtocolWorker {
       encoding: 'f32',
     };
     this.send({ ...push, ...changes } as WorkerMessage, payload);
+  }
+
+  /** Asks for rows of the tables of a run, by their keys. */
+  pullRows(run: string, keys: readonly Uint32Array[], evaluation: number | null = null): void {
+    const payload = floatsOf(encodeKeys(keys));
+    this.send({ type: 'pullRows', run, request: 7, evaluation }, payload);
+  }
+
+  /** Pushes as `push` does, with bytes of rows and keys that are wanted behind it. */
+  pushRows(
+    problem: Problem,
+    work: Work & { payload: Float32Array },
+    rows: NonNullable<Push['rows']>,
+    bytes: Uint8Array,
+  ): void {
+    const lease = work.leases[0]!;
+    const { payload, loss } = gradientOf(problem, 1, lease, work.payload);
+    const { run, step, generation } = work;
+    const sequence = ++this.sequence;
+    const push: Push = {
+      ...{ type: 'push', run, sequence, lease: lease.id, step, generation },
+      ...{ loss, computeMs: 1, encoding: 'f32', rows },
+    };
+    this.send(push, floatsOf(Uint8Array.from([...bytesOf(payload), ...bytes])));
   }
 
   /** Works until the run ends. @param before each answer. @returns what was said last. */

@@ -154,7 +154,12 @@ export class VirtualWorker {
     );
   }
 
-  /** Minibatches that it has not pushed. */
+  /** Minibatches that it has not pushed, the oldest first. */
+  protected get leases(): readonly Lease[] {
+    return this.#leases;
+  }
+
+  /** How many these are. */
   get holds(): number {
     return this.#leases.length;
   }
@@ -267,15 +272,25 @@ export class VirtualWorker {
       encoding: 'f32',
     });
     if (!header) return null;
+    const dressed = this.dress(header, bytesOf(payload), lease);
     const acknowledgement = this.#run.call(
-      { call: 'push', worker: this.key, push: header, now },
-      bytesOf(payload),
+      { call: 'push', worker: this.key, push: dressed.push, now },
+      dressed.payload,
     );
     this.acknowledgements.push(acknowledgement);
     if (acknowledgement.outcome === 'applied' || acknowledgement.outcome === 'damped') {
       this.applied.push(`${lease.epoch}:${lease.start}:${lease.part}`);
     }
     return acknowledgement;
+  }
+
+  /** A push with what it has beside the gradient of the model. */
+  protected dress(
+    push: Push,
+    payload: Uint8Array,
+    _lease: Lease,
+  ): { readonly push: Push; readonly payload: Uint8Array } {
+    return { push, payload };
   }
 
   /** The header of a push as it is sent; null: not at all. */

@@ -11,7 +11,7 @@ import { afterEach, describe, expect, test, vi } from 'vitest';
 import { readCheckpoint } from '../../files/checkpoint.ts';
 import { Run } from '../../server/core/run.ts';
 import { type Serving, serve } from '../../server/main.ts';
-import { encodeFrame } from '../../shared/codec.ts';
+import { bytesOf, encodeFrame } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { decodeFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
@@ -34,6 +34,8 @@ import {
   type WorkerSummary,
   WorkerSummarySchema,
 } from '../../shared/rest.ts';
+import { decodeRows, encodeKeys, encodeRows } from '../../shared/rows.ts';
+import { TABLES_HEADER } from '../../shared/tables.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem, EXCHANGED, FACTS } from '../support/regression.ts';
 
@@ -261,6 +263,54 @@ describe('a run over real sockets', () => {
     const id = await createRun(url);
     expect((await worker.expect('assign')).run).toBe(id);
   });
+});
+
+test('rows of tables are pulled, pushed and wanted over real sockets, and a restarted server has them', async () => {
+  const state = await folder();
+  const { url, stop } = await start(state);
+  const tables = { word: { rows: 40, width: 2, optimizer: { kind: 'sgd' as const } } };
+  const id = await createRun(url, { tables, learningRate: 0.5, epochsMax: 100 });
+  const old = await ProtocolWorker.connect(url);
+  old.hello('hash', id);
+  expect(await old.expect('error')).toMatchObject({ code: 'DP_PROTOCOL_VERSION' });
+  const worker = await ProtocolWorker.connect(url, { headers: { [TABLES_HEADER]: 'yes' } });
+  const work = await worker.enter(problem);
+  expect(work.rows).toBeUndefined();
+  const shapes = [{ name: 'word', width: 2, keysMax: 40 }];
+  const rowsIn = (payload: Float32Array) => decodeRows(shapes, bytesOf(payload), 'f32')[0]!;
+  worker.pullRows(id, [Uint32Array.of(3, 7)]);
+  const first = await worker.expect('rows');
+  expect(first).toMatchObject({ run: id, request: 7, step: 0, encoding: 'f32' });
+  const initial = rowsIn(first.payload);
+  expect([...initial.keys]).toEqual([3, 7]);
+  const gradient = { keys: Uint32Array.of(3), values: Float32Array.of(1, -2) };
+  const rows = encodeRows(shapes, [gradient], 'f32');
+  const wanted = encodeKeys([Uint32Array.of(3, 7)]);
+  const both = Uint8Array.from([...rows, ...wanted]);
+  const told = { step: first.step, encoding: 'f32' as const };
+  worker.pushRows(problem, work, { ...told, bytes: rows.length, wanted: wanted.length }, both);
+  const answer = await worker.expect('work');
+  expect(answer.acknowledgements[0]).toMatchObject({ outcome: 'applied' });
+  expect(answer.rows).toMatchObject({ step: 1, encoding: 'f32', bytes: 28 });
+  const { values } = rowsIn(answer.payload.subarray(-7));
+  // The rate is that of the run: the row has moved against its gradient, the other one has not.
+  expect(values[0]! - initial.values[0]!).toBeCloseTo(-0.5, 5);
+  expect(values[1]! - initial.values[1]!).toBeCloseTo(1, 5);
+  expect([...values.subarray(2)]).toEqual([...initial.values.subarray(2)]);
+  const dense = { ...answer, payload: answer.payload.subarray(0, -7) };
+  const falling = encodeKeys([Uint32Array.of(7, 3)]);
+  const bad = { ...told, bytes: 0, wanted: falling.length };
+  worker.pushRows(problem, dense, bad, falling);
+  const refused = (await worker.expect('work')).acknowledgements[0];
+  expect(refused).toMatchObject({ outcome: 'rejected', code: 'DP_ROWS_INVALID' });
+  worker.pullRows(id, [Uint32Array.of(40)]);
+  expect(await worker.expect('error')).toMatchObject({ code: 'DP_ROWS_INVALID' });
+  await stop();
+  const again = await start(state);
+  const later = await ProtocolWorker.connect(again.url, { headers: { [TABLES_HEADER]: 'yes' } });
+  await later.enter(problem);
+  later.pullRows(id, [Uint32Array.of(3, 7)]);
+  expect(rowsIn((await later.expect('rows')).payload).values).toEqual(values);
 });
 
 describe('pushes that come together', () => {

@@ -66,7 +66,7 @@ export interface RowTableState {
 
 /** A row that an update has changed, as it was before. */
 interface Undo {
-  /** Of each row: its slot, and whether it had values of its own. */
+  /** Slots of the rows, and whether each had values of its own. */
   readonly slots: number[];
   readonly fresh: boolean[];
   readonly changed: number[];
@@ -530,24 +530,31 @@ export class RowTable {
   /** Rows that have changed since a capture, as they were then. */
   captured(id: number): RowTensorsOfCapture {
     const { rows } = this.#captured(id);
-    const keys = [...rows.keys()];
+    const keys: number[] = [];
+    const initial: number[] = [];
+    for (const [key, row] of rows) (row ? keys : initial).push(key);
     const values = new Float32Array(keys.length * this.width);
     this.read(Uint32Array.from(keys), id, values);
-    return { keys: splitKeys(keys), values };
+    return { keys: splitKeys(keys), values, initial: splitKeys(initial) };
   }
 
   /** The same, of a table that is being restored. */
-  restoreCapture(id: number, at: CaptureMoment, { keys, values }: RowTensorsOfCapture): void {
+  restoreCapture(id: number, at: CaptureMoment, kept: RowTensorsOfCapture): void {
     const { width } = this;
-    const rows = new Map(
-      wholeKeys(keys).map((key, i) => [key, values.slice(i * width, (i + 1) * width)]),
-    );
+    const rows = new Map<number, Float32Array | null>();
+    for (const key of wholeKeys(kept.initial)) rows.set(key, null);
+    for (const [i, key] of wholeKeys(kept.keys).entries()) {
+      rows.set(key, kept.values.slice(i * width, (i + 1) * width));
+    }
     const initial = createInitialRow(this.#config.initializer, at.seed, this.name);
     this.#captures.set(id, { at, initial, rows });
   }
 }
 
-export type RowTensorsOfCapture = Pick<RowTensors, 'keys' | 'values'>;
+export interface RowTensorsOfCapture extends Pick<RowTensors, 'keys' | 'values'> {
+  /** Keys of rows that had their initial values, shape [n, 2]. */
+  readonly initial: Float32Array;
+}
 
 const full = (name: string, capacity: number) =>
   new DownpourError(

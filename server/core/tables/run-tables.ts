@@ -240,7 +240,8 @@ export class RunTables {
       const own = table.tensors(copy);
       for (const field of FIELDS) tensors.push(flatTensor(nameOf(table.name, field), own[field]));
       for (const [name, id] of capturesOf(best, evaluated)) {
-        const { keys, values } = table.captured(id);
+        const { keys, values, initial } = table.captured(id);
+        tensors.push(flatTensor(nameOf(table.name, `${name}.initial`), copy(initial)));
         tensors.push(flatTensor(nameOf(table.name, `${name}.keys`), copy(keys)));
         tensors.push(flatTensor(nameOf(table.name, `${name}.values`), copy(values)));
       }
@@ -310,7 +311,8 @@ export class RunTables {
       for (const [name, id] of capturesOf(best, evaluated)) {
         const keys = found(tensors, nameOf(table.name, `${name}.keys`));
         const values = taken(tensors, nameOf(table.name, `${name}.values`), keys, table.width);
-        table.restoreCapture(id, state.captures[name]![i]!, { keys, values });
+        const initial = found(tensors, nameOf(table.name, `${name}.initial`));
+        table.restoreCapture(id, state.captures[name]![i]!, { keys, values, initial });
       }
     }
   }

@@ -1,0 +1,394 @@
+import fc from 'fast-check';
+import { describe, expect, test } from 'vitest';
+import { Run } from '../../server/core/run.ts';
+import { RowTable } from '../../server/core/tables/row-table.ts';
+import { resolveConfig } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import { createOptimizer } from '../../shared/optimizer.ts';
+import type { Push } from '../../shared/protocol.ts';
+import type { TableConfig } from '../../shared/tables.ts';
+import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
+import { createReplication, expectEqual, StandbyLink } from '../support/standby-link.ts';
+import { aimOf, keysOf, TableWorker } from '../support/table-worker.ts';
+
+const problem = createProblem();
+
+const tableOf = (config: object, rows: TableConfig['rows'] = 20, width = 3) =>
+  new RowTable(
+    'word',
+    resolveConfig({ tables: { word: { rows, width, ...config } } }).tables!.word!,
+    7,
+  );
+
+const NO_CLIP = { limit: Infinity, factor: 1 };
+
+/** Pushes one gradient for some rows. */
+function push(table: RowTable, rowStep: number, keys: number[], values: number[], rate = 0.1) {
+  const bytes = new Uint8Array(Float32Array.from(values).buffer);
+  table.stage({ keys: Uint32Array.from(keys), values: bytes }, 'f32');
+  const scaleOf = () => 1;
+  return table.apply({ rowStep, rate, clip: NO_CLIP, scaleOf, readStep: rowStep - 1 });
+}
+
+const read = (table: RowTable, keys: readonly number[], capture: number | null = null) => {
+  const out = new Float32Array(keys.length * table.width);
+  table.read(Uint32Array.from(keys), capture, out);
+  return out;
+};
+
+const ALL = Array.from({ length: 20 }, (_, i) => i);
+/** Pushes of some rows each. */
+const pushes = fc.array(
+  fc.uniqueArray(fc.nat({ max: 19 }), { maxLength: 6 }).map((keys) => keys.sort((a, b) => a - b)),
+  { minLength: 1, maxLength: 30 },
+);
+const gradientsOf = (keys: readonly number[], step: number) =>
+  keys.flatMap((key) => [0, 1, 2].map((i) => Math.fround(Math.sin(key * 3 + i + step))));
+
+describe('rows that are updated by their keys equal a dense table that is updated whole', () => {
+  test('sgd with decay and a limit of the norm, to rounding', () => {
+    fc.assert(
+      fc.property(pushes, (all) => {
+        const table = tableOf({ optimizer: { kind: 'sgd' }, weightDecay: 0.02, maxNorm: 0.5 });
+        const dense = Float64Array.from(read(table, ALL));
+        for (const [i, keys] of all.entries()) {
+          const rate = 0.5 / (1 + i);
+          const g = gradientsOf(keys, i);
+          push(table, i + 1, keys, g, rate);
+          for (let j = 0; j < dense.length; j++) dense[j]! *= 1 - rate * 0.02;
+          for (const [k, key] of keys.entries()) {
+            const row = dense.subarray(3 * key, 3 * key + 3);
+            for (let j = 0; j < 3; j++) row[j]! -= rate * g[3 * k + j]!;
+            const norm = Math.hypot(...row);
+            if (norm > 0.5) for (let j = 0; j < 3; j++) row[j]! *= 0.5 / norm;
+          }
+        }
+        for (const [i, x] of read(table, ALL).entries()) expect(x).toBeCloseTo(dense[i]!, 5);
+      }),
+      { numRuns: 100 },
+    );
+  });
+
+  test('adagrad has one number of state for a row: the mean of its squares', () => {
+    const table = tableOf({ optimizer: { kind: 'adagrad', initialAccumulator: 0.5 } });
+    const before = read(table, [4]);
+    push(table, 1, [4], [1, 2, -2]);
+    push(table, 2, [4], [0, 3, 0]);
+    const first = 0.1 / Math.sqrt(0.5 + 3);
+    const second = 0.1 / Math.sqrt(0.5 + 3 + 3);
+    const expected = [1, 2, -2].map((g, i) => before[i]! - first * g - second * [0, 3, 0][i]!);
+    for (const [i, x] of read(table, [4]).entries()) expect(x).toBeCloseTo(expected[i]!, 5);
+  });
+
+  test("adam's moments are those of an Adam that sees a gradient of 0 for a row that is in no push", () => {
+    fc.assert(
+      fc.property(pushes, (all) => {
+        const table = tableOf({ optimizer: { kind: 'adam', beta1: 0.8, beta2: 0.9 } });
+        const config = { kind: 'adam' as const, beta1: 0.8, beta2: 0.9, epsilon: 1e-8 };
+        const reference = createOptimizer(config, 60, []);
+        const theta = new Float32Array(60);
+        for (const [i, keys] of all.entries()) {
+          const gradient = new Float32Array(60);
+          const g = gradientsOf(keys, i);
+          for (const [k, key] of keys.entries()) gradient.set(g.slice(3 * k, 3 * k + 3), 3 * key);
+          const before = read(table, keys);
+          push(table, i + 1, keys, g);
+          const step = i + 1;
+          const at = theta.slice();
+          reference.apply(theta, gradient, { learningRate: 0.1, step });
+          // A row moves as there, in the updates that it is in.
+          for (const [k, key] of keys.entries()) {
+            for (let j = 0; j < 3; j++) {
+              const moved = read(table, [key])[j]! - before[3 * k + j]!;
+              expect(moved).toBeCloseTo(theta[3 * key + j]! - at[3 * key + j]!, 4);
+            }
+          }
+        }
+      }),
+      { numRuns: 100 },
+    );
+  });
+});
+
+test('initial values follow from seed, name and key, and have the moments that are asked for', () => {
+  const initializer = { kind: 'normal', deviation: 0.3 };
+  const [a, b] = [tableOf({ initializer }, 5000, 8), tableOf({ initializer }, 5000, 8)];
+  const keys = Array.from({ length: 5000 }, (_, i) => i);
+  const values = read(a, keys);
+  expect(read(b, keys)).toEqual(values);
+  expect(a.count).toBe(0);
+  const mean = values.reduce((sum, x) => sum + x, 0) / values.length;
+  const variance = values.reduce((sum, x) => sum + x * x, 0) / values.length;
+  expect(Math.abs(mean)).toBeLessThan(0.01);
+  expect(Math.abs(Math.sqrt(variance) - 0.3)).toBeLessThan(0.005);
+  const uniform = read(tableOf({}, 5000, 8), keys);
+  expect(uniform.every((x) => Math.abs(x) <= 0.05)).toBe(true);
+  expect(Math.max(...uniform)).toBeGreaterThan(0.049);
+});
+
+/** What may happen to a table. */
+const anything = fc.array(
+  fc.oneof(
+    { weight: 6, arbitrary: fc.tuple(fc.constant('push' as const), fc.nat({ max: 11 })) },
+    { weight: 1, arbitrary: fc.tuple(fc.constant('undone' as const), fc.nat({ max: 11 })) },
+    { weight: 2, arbitrary: fc.tuple(fc.constant('capture' as const), fc.nat({ max: 2 })) },
+    { weight: 1, arbitrary: fc.tuple(fc.constant('replace' as const), fc.nat({ max: 2 })) },
+    { weight: 1, arbitrary: fc.tuple(fc.constant('reset' as const), fc.nat({ max: 3 })) },
+  ),
+  { maxLength: 40 },
+);
+
+describe.each<[string, TableConfig['rows'], object]>([
+  ['of a known size', 20, {}],
+  ['of a known size that decays', 20, { weightDecay: 0.05, optimizer: { kind: 'adam' } }],
+  ['that grows', 'hash', { rowsMax: 20, weightDecay: 0.05 }],
+  ['that grows and forgets', 'hash', { rowsMax: 20, expireAfter: 4 }],
+])('a table %s', (_, rows, config) => {
+  test('is at a capture what it was then, whatever happens later', () => {
+    fc.assert(
+      fc.property(anything, (events) => {
+        const table = tableOf(config, rows);
+        const copies = new Map<number, Float32Array>();
+        let rowStep = 0;
+        for (const [what, n] of events) {
+          const before = read(table, ALL);
+          if (what === 'push' || what === 'undone') {
+            const keys = [n, n + 3, n + 8];
+            push(table, rowStep + 1, keys, gradientsOf(keys, rowStep));
+            if (what === 'push') rowStep++;
+            else {
+              table.undo();
+              if (!('expireAfter' in config)) expect(read(table, ALL)).toEqual(before);
+            }
+          } else if (what === 'capture') {
+            table.capture(n, rowStep);
+            copies.set(n, before);
+          } else if (what === 'replace' && copies.has(n)) {
+            table.replace(n, ++rowStep);
+            const now = read(table, ALL);
+            for (const [i, x] of copies.get(n)!.entries()) expect(now[i]).toBeCloseTo(x, 6);
+          } else if (what === 'reset') {
+            table.reset(n);
+            table.resetOptimizer(rowStep);
+          }
+          for (const [id, copy] of copies) {
+            const then = read(table, ALL, id);
+            for (const [i, x] of copy.entries()) expect(then[i]).toBeCloseTo(x, 6);
+          }
+        }
+        expect(table.count).toBeLessThanOrEqual(20);
+      }),
+      { numRuns: 150 },
+    );
+  });
+});
+
+const CONFIGS: [string, object][] = [
+  ['adagrad', { word: { rows: 40, width: 2 } }],
+  [
+    'adam with decay, and a table that grows',
+    {
+      word: { rows: 40, width: 2, optimizer: { kind: 'adam' }, weightDecay: 0.01 },
+      more: { rows: 'hash', width: 3, admitAfter: 2, expireAfter: 12, maxNorm: 1.5 },
+    },
+  ],
+];
+const COURSE = { evaluateEverySteps: 4, testAtEnd: false, earlyStopping: { patience: 3 } };
+const rowsOf = (run: Run) => {
+  const keys = run.tables!.shapes.map(() => Uint32Array.from({ length: 40 }, (_, i) => i));
+  return Buffer.from(run.tables!.read(keys, 'f32', null)).toString('hex');
+};
+
+describe.each(CONFIGS)('a run with tables: %s', (_, tables) => {
+  const config = { ...COURSE, stepsMax: 25, tables };
+
+  test('interrupted and resumed = uninterrupted, bit for bit', () => {
+    const whole = createRun(config);
+    new TableWorker(whole, problem).train();
+    expect(whole.step).toBeGreaterThan(8);
+    for (let cut = 1; cut < whole.step; cut += 4) {
+      let run = createRun(config);
+      const first = new TableWorker(run, problem, 'first/1');
+      first.train(() => run.step >= cut);
+      const state = JSON.parse(JSON.stringify(run.state(0)));
+      run = Run.restore(state, run.tensors());
+      new TableWorker(run, problem, 'second/2').train();
+      expect(run.step).toBe(whole.step);
+      expect(rowsOf(run), `cut at ${cut}`).toBe(rowsOf(whole));
+      expect(parametersOf(run)).toEqual(parametersOf(whole));
+    }
+  });
+
+  test('its standby is equal, to the bit', async () => {
+    const run = createRun(config);
+    const worker = new TableWorker(run, problem);
+    worker.train(() => run.step >= 6);
+    const { replication } = createReplication({ runs: () => [run] });
+    const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 });
+    await new Promise<void>((resolve) => setImmediate(resolve));
+    link.arrive();
+    const replica = link.replicas.runs.get('r')!;
+    expectEqual(replica, run);
+    worker.train();
+    await new Promise<void>((resolve) => setImmediate(resolve));
+    link.arrive();
+    expectEqual(replica, run);
+    expect(rowsOf(replica)).toBe(rowsOf(run));
+  });
+
+  test('a fork begins with its rows, from any kind of checkpoint', () => {
+    const run = createRun(config);
+    new TableWorker(run, problem).train(() => run.step >= 10 && run.best !== null);
+    for (const tensors of [run.tensors(), run.finalTensors()]) {
+      const fork = Run.fork({ ...run.options, id: 'f' }, run.state(0), tensors);
+      const expected = Buffer.from(rowsOf(run), 'hex');
+      const got = Buffer.from(rowsOf(fork), 'hex');
+      for (let i = 0; i + 4 <= got.length; i += 4) {
+        expect(got.readFloatLE(i)).toBeCloseTo(expected.readFloatLE(i), 6);
+      }
+    }
+  });
+});
+
+describe('a push with rows', () => {
+  const config = {
+    stepsMax: 200,
+    evaluateEverySteps: 50,
+    tables: { word: { rows: 40, width: 2 } },
+  };
+
+  test('trains them', () => {
+    const run = createRun({ ...config, earlyStopping: { enabled: false } });
+    const worker = new TableWorker(run, problem);
+    worker.train(() => run.step >= 150);
+    const values = new Float32Array(80);
+    const keys = Uint32Array.from({ length: 40 }, (_, i) => i);
+    const bytes = run.tables!.read([keys], 'f32', null);
+    values.set(new Float32Array(bytes.buffer, 4 + 160, 80));
+    const error = values.reduce((sum, x, i) => sum + (x - aimOf(i >> 1, i % 2)) ** 2, 0) / 80;
+    expect(error).toBeLessThan(0.3);
+  });
+
+  test('that is sent again is not applied again, neither are its rows', () => {
+    const run = createRun(config);
+    const [first, again] = [new TableWorker(run, problem), new TableWorker(run, problem)];
+    first.train(() => run.step === 0 && first.holds > 0);
+    first.push();
+    const before = rowsOf(run);
+    again.pull();
+    expect(again.push()?.outcome).toBe('duplicate');
+    expect(rowsOf(run)).toBe(before);
+    expect(run.tables!.rowStep).toBe(1);
+  });
+
+  test('is rejected when one of its rows has changed too often since it was read', () => {
+    const run = createRun({
+      ...config,
+      minibatchSize: 1,
+      consistency: { stalenessMax: 2, correction: 'none' },
+    });
+    const slow = new TableWorker(run, problem, 'slow/1');
+    slow.pull();
+    slow.pull();
+    expect(slow.holds).toBeGreaterThan(0);
+    const fast = new TableWorker(run, problem, 'fast/1');
+    for (let i = 0; i < 3; i++) {
+      fast.pull();
+      expect(fast.push()?.outcome).toBe('applied');
+    }
+    expect(slow.push()).toMatchObject({ outcome: 'rejected', code: 'DP_PUSH_STALE' });
+  });
+
+  test.each([
+    ['keys that fall', [2, 5, 4], 'strictly rising'],
+    ['a key outside of the table', [1, 40], 'below 40'],
+    ['a count that lies', [9, 1], 'are left'],
+  ])('is rejected for %s, and nothing of it is applied', (_, words, said) => {
+    const run = createRun(config);
+    class Wrong extends TableWorker {
+      protected override dress(...given: Parameters<TableWorker['dress']>) {
+        const [told, payload] = given;
+        const rows = new Uint8Array(Uint32Array.from([...words, 0, 0, 0, 0]).buffer);
+        const joined = Uint8Array.from([...payload, ...rows]);
+        const header = { step: 0, encoding: 'f32' as const, bytes: rows.length, wanted: 0 };
+        return { push: { ...told, rows: header }, payload: joined };
+      }
+    }
+    const worker = new Wrong(run, problem);
+    worker.pull();
+    worker.pull();
+    const before = parametersOf(run);
+    const answer = worker.push();
+    expect(answer).toMatchObject({ outcome: 'rejected', code: 'DP_ROWS_INVALID' });
+    expect(answer!.message).toContain(said);
+    expect(parametersOf(run)).toEqual(before);
+  });
+
+  test('is refused by a run without tables', () => {
+    const run = createRun({});
+    class Odd extends VirtualWorker {
+      protected override dress(told: Push, payload: Uint8Array) {
+        const rows = { step: 0, encoding: 'f32' as const, bytes: 0, wanted: 0 };
+        return { push: { ...told, rows }, payload };
+      }
+    }
+    const worker = new Odd(run, problem);
+    worker.pull();
+    worker.pull();
+    expect(worker.push()).toMatchObject({ outcome: 'rejected', code: 'DP_ROWS_INVALID' });
+    expect(run.step).toBe(0);
+  });
+});
+
+describe('a table that grows', () => {
+  test('admits a key after so many pushes that have it, and counts what was dropped', () => {
+    const table = tableOf({ admitAfter: 3, rowsMax: 4 }, 'hash');
+    const before = read(table, [9]);
+    for (let i = 1; i <= 2; i++) push(table, i, [9], [1, 1, 1]);
+    expect(read(table, [9])).toEqual(before);
+    expect([table.count, table.dropped]).toEqual([0, 2]);
+    push(table, 3, [9], [1, 1, 1]);
+    expect(read(table, [9])).not.toEqual(before);
+    expect([table.count, table.dropped]).toEqual([1, 2]);
+  });
+
+  test('has at most rowsMax rows: other keys keep their initial values, until rows expire', () => {
+    const table = tableOf({ rowsMax: 2, expireAfter: 4 }, 'hash');
+    const before = read(table, [3]);
+    push(table, 1, [1, 2, 3], [1, 1, 1, 1, 1, 1, 1, 1, 1]);
+    expect(read(table, [3])).toEqual(before);
+    expect([table.count, table.dropped]).toEqual([2, 1]);
+    for (let i = 2; i <= 7; i++) push(table, i, [1], [1, 1, 1]);
+    push(table, 8, [3], [1, 1, 1]);
+    expect(read(table, [3])).not.toEqual(before);
+    expect(read(table, [2])).toEqual(read(tableOf({}, 'hash'), [2]));
+    expect(table.count).toBe(2);
+  });
+
+  test('keeps the keys that wait within their limit', () => {
+    const table = tableOf({ admitAfter: 2, rowsMax: 4 }, 'hash', 1);
+    const some = (from: number) =>
+      Array.from({ length: LIMITS.rowsWaitingMax }, (_, i) => from + i);
+    push(table, 1, some(0), new Array(LIMITS.rowsWaitingMax).fill(0));
+    expect(table.state().index.waiting).toHaveLength(LIMITS.rowsWaitingMax);
+    push(table, 2, [2 ** 30], [0]);
+    expect(table.state().index.waiting).toHaveLength(LIMITS.rowsWaitingMax);
+    // The oldest was forgotten, the next one was not.
+    push(table, 3, [1], [0]);
+    expect(table.count).toBe(1);
+    push(table, 4, [0], [0]);
+    expect(table.count).toBe(1);
+  });
+});
+
+test('a table that is too large for one memory is refused, one that just fits is not', () => {
+  const rows = Math.floor((2 ** 32 - 2 ** 20) / (4 * 60 + 8));
+  expect(() => tableOf({ optimizer: { kind: 'sgd' } }, rows, 60)).not.toThrow();
+  expect(() => tableOf({ optimizer: { kind: 'sgd' } }, rows + 2 ** 16, 60)).toThrow('4.0 GiB');
+});
+
+test('the keys of a minibatch are in its table', () => {
+  expect(keysOf({ id: 1, epoch: 0, start: 4, count: 4, part: 'train' }, 40).at(-1)).toBeLessThan(
+    40,
+  );
+});
