@@ -206,8 +206,18 @@ function groupOfEach(
   return found;
 }
 
+/** For a pattern of a layer or model, such as `trnk/*`: the nearest one. */
+function nearLayer(pattern: string, names: readonly string[]): string | null {
+  if (!pattern.endsWith('/*')) return null;
+  const own = pattern.slice(0, -2);
+  const depth = own.split('/').length;
+  const layers = names.map((name) => name.split('/').slice(0, depth).join('/'));
+  const near = nearest(own, [...new Set(layers)]);
+  return near && `${near}/*`;
+}
+
 function nothingMatched(group: string, pattern: string, names: readonly string[]): DownpourError {
-  const near = nearest(pattern.replaceAll('*', ''), names);
+  const near = nearest(pattern.replaceAll('*', ''), names) ?? nearLayer(pattern, names);
   const shown = names.slice(0, 8).join(', ') + (names.length > 8 ? ', …' : '');
   return new DownpourError(
     'DP_LAYOUT_INVALID',

@@ -3,13 +3,19 @@ import { type Answers, classCountOf, decide, probabilitiesOf } from './answers.t
 /** What a trained model says to one example, as `predict`, `serve-model` and exported models tell it. */
 
 export interface Prediction {
-  /** The name of a class; or a number; or, of several targets, each by its name. Of a sequence a list. */
-  readonly prediction: ToldAnswer | readonly ToldAnswer[];
+  /**
+   * The name of a class; or a number; or, of several numbers, each by its name. Of a sequence a list. A model with several
+   * outputs tells each by its name.
+   */
+  readonly prediction: Told<ToldAnswer>;
   /** The probability of the class. Absent: it is no class. */
-  readonly confidence?: number | readonly number[];
+  readonly confidence?: Told<number>;
   /** The probability of each class, by its name. */
-  readonly probabilities?: Shares | readonly Shares[];
+  readonly probabilities?: Told<Shares>;
 }
+type OneOrMany<T> = T | readonly T[];
+/** What one output says, or several by their names. */
+type Told<T> = OneOrMany<T> | Readonly<Record<string, OneOrMany<T>>>;
 type ToldAnswer = string | number | Shares;
 type Shares = Readonly<Record<string, number>>;
 
@@ -79,3 +85,34 @@ export function predictionsOf(
 
 /** Seven digits say all there is in a float32. */
 const shortest = (value: number) => Number(value.toPrecision(7));
+
+/** What several outputs told of the same examples, as one prediction of each. */
+export function joinPredictions(
+  outputs: Readonly<Record<string, readonly Prediction[]>>,
+): Prediction[] {
+  const all = Object.entries(outputs);
+  const byName = (i: number, part: keyof Prediction) =>
+    Object.fromEntries(
+      all.flatMap(([name, told]) => {
+        const value = told[i]![part];
+        return value === undefined ? [] : [[name, value]];
+      }),
+    ) as Told<never>;
+  const hasClasses = all.some(([, [first]]) => first?.confidence !== undefined);
+  return Array.from({ length: all[0]![1].length }, (_, i) => ({
+    prediction: byName(i, 'prediction'),
+    ...(hasClasses && {
+      confidence: byName(i, 'confidence'),
+      probabilities: byName(i, 'probabilities'),
+    }),
+  }));
+}
+
+/** The part of a prediction that is of one output. */
+export function predictionOf({ prediction, confidence, probabilities }: Prediction, name: string) {
+  const own = (part: unknown) => (part as Record<string, unknown> | undefined)?.[name];
+  return {
+    ...{ prediction: own(prediction), confidence: own(confidence) },
+    probabilities: own(probabilities),
+  } as Prediction;
+}

@@ -1,11 +1,12 @@
 import type { Answers } from '../shared/answers.ts';
+import { errorCode } from '../shared/errors.ts';
 import { answerKind } from '../shared/prediction.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { collect } from './data/stored.ts';
 import { batchSizeOf, partCount } from './evaluate.ts';
 import type { Experiment } from './experiment.ts';
 import type { OneLoss } from './losses.ts';
-import type { Model } from './model.ts';
+import type { Model, NamedOutput } from './model.ts';
 import { type ExperimentOutput, outputNamed, outputsOf } from './outputs.ts';
 import { nextTurn } from './turn.ts';
 
@@ -223,15 +224,23 @@ export async function measuredExamples(
 ): Promise<readonly MeasuredExample[]> {
   const rows = spread(partCount(prepared, part), Math.min(MEASURED_MAX, examplesMax));
   const measured: MeasuredExample[] = [];
+  let predicts = model.predicts;
   for (const row of rows) {
     signal?.throwIfAborted();
     const batch = await collect(prepared, part, [row], { signal });
     const { loss, error } = await model.measure(batch);
-    const outputs = model.predicts ? await model.outputs(batch) : [];
+    // An objective may give its model other inputs than the data have: then there is no output to show.
+    const outputs = predicts ? await model.outputs(batch).catch(onlyInvalid) : [];
+    predicts &&= outputs.length > 0;
     const output = outputs.length === 1 ? outputs[0]!.values : null;
     measured.push({ row, loss, error, output });
   }
   return measured;
+}
+
+function onlyInvalid(error: unknown): readonly NamedOutput[] {
+  if (errorCode(error) === 'DP_EXPERIMENT_INVALID') return [];
+  throw error;
 }
 
 function join(parts: readonly Float32Array[]): Float32Array {

@@ -100,6 +100,8 @@ export interface Model {
    * @param seed of random numbers that an experiment draws in evaluations: the same for the same examples.
    */
   measure(minibatch: Minibatch, seed?: number): Promise<MinibatchMeasures>;
+  /** An objective returns the gradients: they need not be those of the loss. */
+  readonly givesGradients: boolean;
   /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
   penalty(): Promise<number>;
   /**
@@ -302,6 +304,10 @@ class BuiltModel implements Model {
 
   get architecture(): string | null {
     return this.#instance.architecture;
+  }
+
+  get givesGradients(): boolean {
+    return this.#goal.givesGradients;
   }
 
   get refusal(): string | null {

@@ -85,3 +85,13 @@ export function outputNamed<Output extends Pick<ExperimentOutput, 'name'>>(
     `${option} is '${name}', which is no output of the experiment; ${near ? `did you mean '${near}'?` : known}`,
   );
 }
+
+/** The names of the losses, for programs that read what the outputs mean; null: of the user's own. */
+export function lossNames(experiment: Experiment, data: OutputData) {
+  const { loss, objective } = experiment;
+  const nameOf = (given: unknown) => (typeof given === 'string' ? given : null);
+  if (objective || data.train.fields === undefined) return { loss: nameOf(loss) };
+  const named = outputsOf(experiment, data).map(({ name, loss }) => [name, nameOf(loss)] as const);
+  if (named.every(([name]) => name === '')) return { loss: nameOf(loss) };
+  return { loss: null, losses: Object.fromEntries(named) };
+}

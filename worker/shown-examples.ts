@@ -1,7 +1,7 @@
 import { answerLines, captionOf } from '../shared/answer-lines.ts';
 import type { ShownExamples } from '../shared/asides.ts';
 import { toldView } from '../shared/example-view.ts';
-import { answersOfEach } from './answers.ts';
+import { answersOfEach, measuredExamples } from './answers.ts';
 import type { PreparedData } from './data/examples.ts';
 import { viewerFor } from './data/views.ts';
 import type { Experiment } from './experiment.ts';
@@ -20,6 +20,7 @@ export async function shownExamples(
 ): Promise<ShownExamples> {
   if (examplesMax === 0) return [];
   const options = { part: 'validation', examplesMax } as const;
+  if (experiment.objective) return measuredCards(model, prepared, options);
   const { each, rows } = await answersOfEach(model, experiment, prepared, options);
   const all = each.map(({ output, answers }) => ({
     name: output.name,
@@ -39,6 +40,25 @@ export async function shownExamples(
       .slice(0, CAPTION_LINES)
       .map((text) => text.slice(0, 500)),
     wrong: all.some(({ lines }) => lines[i]!.wrong),
+  }));
+}
+
+/** With an objective there is no answer to compare: the loss of each example is told. */
+async function measuredCards(
+  model: Model,
+  prepared: PreparedData,
+  options: { readonly part: 'validation'; readonly examplesMax: number },
+): Promise<ShownExamples> {
+  const measured = await measuredExamples(model, prepared, options);
+  const rows = measured.map(({ row }) => row);
+  const show = await viewerFor(prepared, 'validation', rows);
+  return measured.map(({ row, loss, error }) => ({
+    shown: toldView(show(row)),
+    caption: [
+      `loss ${numberText(loss)}`,
+      ...(error === loss ? [] : [`error ${numberText(error)}`]),
+    ],
+    wrong: false,
   }));
 }
 

@@ -1,6 +1,5 @@
 import { resolve } from 'node:path';
 import type { RunConfig } from '../../shared/config.ts';
-import { layoutSpecs } from '../../shared/layout.ts';
 import { dataSummary } from '../../worker/data/facts.ts';
 import { closeSources } from '../../worker/data/stored.ts';
 import { openEngine } from '../../worker/engine.ts';
@@ -48,10 +47,8 @@ export async function openExperimentProblem(
   const { train, validation } = prepared;
   const rooms = (count: number) => Math.ceil(count / config.minibatchSize);
   return {
-    tensors: layoutSpecs(model.layout).map(({ shape, ...spec }) => ({
-      ...spec,
-      shape: [...shape],
-    })),
+    tensors: model.specs.map(({ shape, ...spec }) => ({ ...spec, shape: [...shape] })),
+    freeze: (groups) => void model.freeze(groups),
     data: dataSummary(prepared, depends),
     errorMeasure: model.errorMeasure,
     minibatches: { epoch: rooms(train.count), validation: rooms(validation.count) },

@@ -24,10 +24,12 @@ export interface VirtualProblem {
   readonly tensors: Join['tensors'];
   readonly data: DataSummary;
   readonly errorMeasure?: Join['errorMeasure'];
+  /** Other groups may be frozen from now on, so that the layout is another one. @param groups by name. */
+  freeze?(groups: readonly string[]): void;
   /** Initial parameters, shape [layout.size]. */
   initialise(seed: number): Float32Array | Promise<Float32Array>;
   /**
-   * @param parameters shape [exchangedSize], to be read during the call only.
+   * @param parameters shape [exchangedSize] or [layout.size], to be read during the call only.
    * @param payload where gradient and statistics go, shape [exchangedSize].
    * @param seed another one for each call: noise may draw from it. @returns the loss.
    */
@@ -413,6 +415,7 @@ class VirtualCluster {
     hereMs: number,
   ): Promise<void> {
     const { problem, evaluationMs = 0 } = this.#options;
+    this.#freeze();
     const { loss, error, metrics = {} } = await problem.evaluate(part, parameters);
     const known = (value: number | null) =>
       value !== null && Number.isFinite(value) ? value : null;
@@ -485,13 +488,25 @@ class VirtualCluster {
     { lease, parameters }: Extract<VirtualWork, { kind: 'gradient' }>,
   ): Promise<{ loss: number; payload: Float32Array; computeMs: number }> {
     const { problem } = this.#options;
-    const { exchangedSize } = this.#server;
-    worker.payload ??= new Float32Array(exchangedSize);
+    const { exchangedSize, layout } = this.#server;
+    this.#freeze();
+    if (worker.payload?.length !== exchangedSize) {
+      worker.payload = new Float32Array(exchangedSize);
+      worker.compressor = null;
+    }
     const { payload } = worker;
-    const exchanged = parameters.subarray(0, exchangedSize);
+    // Frozen values come with the parameters, since they may have been trained before.
+    const isWhole = parameters.length === layout.size;
+    const exchanged = isWhole ? parameters : parameters.subarray(0, exchangedSize);
     const given = problem.gradient(lease, exchanged, payload, this.#seedOf(worker));
     const loss = typeof given === 'number' ? given : await given;
     return { loss, payload, computeMs: worker.computeMs() };
+  }
+
+  /** The problem computes for the groups that are trained now. */
+  #freeze(): void {
+    const { frozenGroups } = this.#server;
+    if (frozenGroups) this.#options.problem.freeze?.(frozenGroups);
   }
 
   /** Steps of the worker's own, by the code of real workers; each takes as long as a gradient. */

@@ -83,6 +83,10 @@ export class VirtualServer {
   get deadline(): number | null {
     return this.#run.deadline;
   }
+  /** By name; null: no group is ever frozen. */
+  get frozenGroups(): readonly string[] | null {
+    return this.#run.frozenGroups;
+  }
   get layout(): Layout {
     return this.#run.layout!;
   }

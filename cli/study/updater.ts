@@ -1,6 +1,7 @@
 import { Parameters } from '../../server/core/parameters.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import type { RunConfig } from '../../shared/config.ts';
+import { groupsOf } from '../../shared/groups.ts';
 import type { Layout } from '../../shared/layout.ts';
 import type { Updater } from '../../worker/check/training.ts';
 
@@ -12,6 +13,7 @@ export function createUpdater(layout: Layout, config: RunConfig, initial: Float3
   const parameters = new Parameters(layout, { ...config, averaging: NONE });
   parameters.initialise(initial);
   const { clip, learningRate } = config;
+  const isGrouped = groupsOf(config) !== null;
   const limit = clip.value ?? Infinity;
   return {
     get parameters() {
@@ -22,7 +24,13 @@ export function createUpdater(layout: Layout, config: RunConfig, initial: Float3
       const norm = Math.sqrt(parameters.squares(staged, limit));
       if (!Number.isFinite(norm)) return false;
       const factor = clip.norm !== null && norm > clip.norm ? clip.norm / norm : 1;
-      return parameters.update(staged, { limit, factor }, { step, learningRate });
+      // Schedules of groups begin at the first update, as that of the run would.
+      const groups = isGrouped ? { scheduleStep: step - 1, unscheduledRate: learningRate } : null;
+      return parameters.update(
+        staged,
+        { limit, factor },
+        { step, learningRate, ...(groups && { groups }) },
+      );
     },
   };
 }

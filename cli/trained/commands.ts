@@ -131,7 +131,8 @@ export function registerPredict(program: Command): void {
 A run stores how its data were read (columns, categories, dates, missing values, picture sizes) and how its inputs were
 standardised. predict reads new data in the same way. A cell that does not fit is an error that names its line and column.
 Each output row has the input line or file and the prediction; for classes also the confidence and the probability of each
-class. Several files, a folder of .csv and .tsv files, or a pattern such as '2026-*.csv' make one list with the file of each row. With --json each row is a JSON object on its own line.
+class. If the training data did not come from a table or pictures, a table has one column per number of each field, and a file
+.jsonl has one object per line, with the fields by name. Several files, a folder of .csv and .tsv files, or a pattern such as '2026-*.csv' make one list with the file of each row. With --json each row is a JSON object on its own line.
 ${examples('downpour predict penguins-3f2a1c new-penguins.csv --out answers.csv', 'downpour predict birds-9c01de photos/')}`,
     )
     .action(async (what: string, data: string[], options: PredictOptions) => {

@@ -1,4 +1,5 @@
 import type { ColumnReading, Reading } from '../../shared/reading.ts';
+import type { AboutField } from '../../worker/serving/fields.ts';
 
 /** `README.md` beside an exported model: what a stranger needs to use it. */
 
@@ -10,16 +11,21 @@ interface ModelOrigin {
   readonly targetNames?: readonly string[] | null;
   readonly inputShape?: readonly number[];
   readonly reading?: Reading;
+  readonly fields?: readonly AboutField[];
 }
 
 /** @param about what `downpour.json` has. */
 export function readme(about: ModelOrigin): string {
-  const { run, experiment, step, classes, targetNames, reading } = about;
-  const answer = classes
-    ? `one of ${classes.length} classes: ${listed(classes)}`
-    : targetNames && targetNames.length > 0
-      ? `the number${targetNames.length === 1 ? '' : 's'} ${listed(targetNames)}`
-      : 'numbers';
+  const { run, experiment, step, reading, fields = [] } = about;
+  const targets = fields.filter(({ role }) => role === 'target');
+  const answer =
+    targets.length > 0
+      ? targets
+          .map(({ name, classes, names }) => {
+            return `\`${name}\` (${answerText({ classes, targetNames: names })})`;
+          })
+          .join(', ')
+      : answerText(about);
   return `# A model for TensorFlow.js
 
 Trained by Downpour: experiment \`${experiment}\`, run \`${run}\`, step ${step}. It answers with ${answer}.
@@ -63,7 +69,33 @@ Put this folder on a web server, and import \`predict.js\` from a module script:
 `;
 }
 
-function inputsText({ inputShape }: ModelOrigin, reading: Reading | undefined): string {
+function answerText({ classes, targetNames }: ModelOrigin): string {
+  if (classes) return `one of ${classes.length} classes: ${listed(classes)}`;
+  if (!targetNames || targetNames.length === 0) return 'numbers';
+  return `the number${targetNames.length === 1 ? '' : 's'} ${listed(targetNames)}`;
+}
+
+const inputFields = ({ fields = [] }: ModelOrigin) =>
+  fields.filter(({ role }) => role !== 'target');
+
+function inputsText(about: ModelOrigin, reading: Reading | undefined): string {
+  const { inputShape } = about;
+  const given = inputFields(about);
+  if (given.length > 0) {
+    const rows = given.map(({ name, role, kind, shape, names }) => {
+      const what = shape.length === 0 ? 'a number' : `numbers of shape [${shape}]`;
+      const kindText = role === 'mask' ? '1 for numbers, 0 for padding' : kind;
+      return `| ${name} | ${what}${names ? `: ${listed(names)}` : ''} | ${kindText} |`.replaceAll(
+        '\n',
+        ' ',
+      );
+    });
+    return `An example is an object with these fields. Each is a number or an array:
+
+| field | is | type |
+|---|---|---|
+${rows.join('\n')}`;
+  }
   if (!reading) return `An example is an array of numbers, of shape [${inputShape}].`;
   if (reading.kind === 'images') {
     const { width, height, channels, fit } = reading;
@@ -112,7 +144,16 @@ function listed(names: readonly string[]): string {
     : shown;
 }
 
-function exampleOf({ inputShape = [] }: ModelOrigin, reading: Reading | undefined): string {
+function exampleOf(about: ModelOrigin, reading: Reading | undefined): string {
+  const { inputShape = [] } = about;
+  const given = inputFields(about);
+  if (given.length > 0) {
+    const values = given.map(({ name, shape }) => {
+      const size = shape.reduce((a, b) => a * b, 1);
+      return `${JSON.stringify(name)}: ${size === 1 ? '0' : `[/* ${size} numbers */]`}`;
+    });
+    return `{ ${values.join(', ')} }`;
+  }
   if (reading?.kind === 'images') return 'picture';
   if (!reading) return `[/* ${inputShape.reduce((a, b) => a * b, 1)} numbers */]`;
   const values = reading.columns.map(

@@ -66,17 +66,9 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
     } else {
       const { tensors } = await readTensors(partial);
       about = await writeTfjs(copied, tensors, to, options);
-      files.push('model.json', 'weights.bin');
-      // Both read one input and tell one output.
-      if (!about.fields) {
-        files.push('predict.js', 'README.md');
-        await writeFile(join(to, 'predict.js'), await modelScript());
-        await writeFile(join(to, 'README.md'), readme(about));
-      } else if (!options.json) {
-        tell(
-          'downpour.json tells the fields; predict.js and README.md are for models with one input and one target',
-        );
-      }
+      files.push('model.json', 'weights.bin', 'predict.js', 'README.md');
+      await writeFile(join(to, 'predict.js'), await modelScript());
+      await writeFile(join(to, 'README.md'), readme(about));
     }
     await writeFile(join(to, 'downpour.json'), `${JSON.stringify(about, null, 2)}\n`);
     files.push('downpour.json');
@@ -120,6 +112,8 @@ async function writeTfjs(
   const { loadExperiment } = await import('../../worker/experiment.ts');
   const { openEngine } = await import('../../worker/engine.ts');
   const { writeLayersModel } = await import('../../worker/layers-format.ts');
+  const { lossNames } = await import('../../worker/outputs.ts');
+  const { examplesLike } = await import('../../worker/data/facts.ts');
   const path = await experimentOf(facts, options.experiments);
   // Only shapes are computed: an engine that is always there does.
   await openEngine({ engine: 'wasm' });
@@ -128,8 +122,8 @@ async function writeTfjs(
   const known = copied.data.facts ?? (await factsOfNow(copied, experiment, dataFolder));
   const { config } = facts;
   await writeLayersModel({ experiment, config, tensors, facts: known, dataFolder, to, log: tell });
-  const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
-  return { ...aboutModel({ ...copied, data: { ...copied.data, facts: known } }), loss };
+  const losses = lossNames(experiment, examplesLike(known));
+  return { ...aboutModel({ ...copied, data: { ...copied.data, facts: known } }), ...losses };
 }
 
 /** @throws DownpourError DP_DATA_MISMATCH: there are more or fewer examples than the run had. */

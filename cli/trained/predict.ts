@@ -4,16 +4,24 @@ import { join, resolve } from 'node:path';
 import { csvLine } from '../../shared/csv.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
-import type { Prediction } from '../../shared/prediction.ts';
+import { type Prediction, predictionOf } from '../../shared/prediction.ts';
 import type { Reading } from '../../shared/reading.ts';
 import type { Column } from '../../worker/data/columns.ts';
 import { readNewImages } from '../../worker/data/pictures/new-images.ts';
 import { mustBeFinite } from '../../worker/data/precision.ts';
+import { readNewRows } from '../../worker/data/tables/read-examples.ts';
 import { readNewTable } from '../../worker/data/tables/read-inputs.ts';
 import { tableFiles } from '../../worker/data/tables/table-files.ts';
+import { BadExample } from '../../worker/serving/encode.ts';
+import { inputsOf } from '../../worker/serving/exported-model.ts';
 import { print, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
-import { openPredictor, type PredictorOptions } from './predictor.ts';
+import {
+  openPredictor,
+  type Predictor,
+  type PredictorInputs,
+  type PredictorOptions,
+} from './predictor.ts';
 
 export interface PredictOptions extends PredictorOptions {
   readonly out?: string;
@@ -29,13 +37,20 @@ export async function predictCommand(
   const predictor = await openPredictor(what, options);
   try {
     const { facts, reading } = predictor;
-    if (!reading) throw notRead(facts.run);
     const files = await filesOf(data, reading);
     // All are read before the first line is written: an error in the last one leaves no half of an answer.
     const read: NewExamples[] = [];
-    for (const file of files) read.push(await readExamples(file, reading));
+    for (const file of files) {
+      read.push(reading ? await readExamples(file, reading) : await readRowsOf(file, predictor));
+    }
     const told: Prediction[] = [];
-    for (const { inputs } of read) told.push(...(await predictor.predictColumn(inputs)));
+    for (const { inputs } of read) {
+      told.push(
+        ...('values' in inputs
+          ? await predictor.predictColumn(inputs as Column)
+          : await predictor.predict(inputs.encoded, inputs.count)),
+      );
+    }
     const names = read.flatMap((each, i) =>
       each.names.map((name) => nameOf(name, files[i]!, { among: files.length, reading })),
     );
@@ -47,16 +62,27 @@ export async function predictCommand(
   }
 }
 
-const notRead = (run: string) =>
-  new DownpourError(
-    'DP_USAGE',
-    `run ${run} does not know how its data were read: they do not come from loadCsv or loadImageFolder as these give them, or the run was trained by an older release. Use \`downpour export --format tfjs\`, and give the model its inputs in a program`,
-  );
-
 interface NewExamples {
-  readonly inputs: Column;
+  readonly inputs: Column | { readonly encoded: PredictorInputs; readonly count: number };
   /** The line of each row in its file, or the path of each picture. */
   readonly names: readonly (string | number)[];
+}
+
+/** By the names of fields: no reader of files has said how the training data were read. */
+async function readRowsOf(file: string, { about, facts }: Predictor): Promise<NewExamples> {
+  const { examples, lines } = await readNewRows(file);
+  try {
+    const encoded = inputsOf(about, examples);
+    return { inputs: { encoded, count: examples.length }, names: lines };
+  } catch (error) {
+    if (!(error instanceof BadExample)) throw error;
+    const place = error.message.replace(/^example (\d+)/, (_, i) => `line ${lines[Number(i)]}`);
+    throw new DownpourError(
+      'DP_DATA_CORRUPT',
+      `${file}: ${place}. Run ${facts.run} does not know how its data were read from files, so a table needs a column for each number of each field, and .jsonl an object by fields on each line`,
+      { cause: error },
+    );
+  }
 }
 
 /** What an example is called, by heading: the line in its file, the file, or both. */
@@ -65,17 +91,18 @@ type ExampleName = Readonly<Record<string, string | number>>;
 function nameOf(
   name: string | number,
   file: string,
-  { among, reading }: { readonly among: number; readonly reading: Reading },
+  { among, reading }: { readonly among: number; readonly reading: Reading | null },
 ): ExampleName {
-  if (reading.kind === 'table') return among > 1 ? { file, line: name } : { line: name };
+  if (reading?.kind !== 'images') return among > 1 ? { file, line: name } : { line: name };
   const isInFolder = among > 1 && name !== file;
   return { file: isInFolder ? join(file, String(name)) : name };
 }
 
 /** A folder of tables, or a pattern, is several files; a folder of pictures is read as one. */
-async function filesOf(data: readonly string[], how: Reading): Promise<string[]> {
+async function filesOf(data: readonly string[], how: Reading | null): Promise<string[]> {
   const files: string[] = [];
-  for (const each of data) files.push(...(how.kind === 'table' ? await tableFiles(each) : [each]));
+  for (const each of data)
+    files.push(...(how?.kind === 'images' ? [each] : await tableFiles(each)));
   return files;
 }
 
@@ -106,21 +133,24 @@ function withAdvice(error: unknown): unknown {
 
 async function write(
   told: readonly Prediction[],
-  { targetNames }: DataFacts,
+  { targetNames, fields = [] }: DataFacts,
   names: readonly ExampleName[],
   { out, json = false }: PredictOptions,
 ): Promise<void> {
-  const target = targetNames?.length === 1 ? targetNames[0]! : 'prediction';
+  const outputs = fields.filter(({ role }) => role === 'target').map(({ name }) => name);
+  const [only] = outputs.length === 1 ? outputs : targetNames?.length === 1 ? targetNames : [];
+  const target = only ?? 'prediction';
+  const isNamed = outputs.length > 1 && isOfOutputs(told[0]!, outputs);
+  const rowOf = (each: Prediction) =>
+    isNamed
+      ? outputs.flatMap((name) => cellsOf(predictionOf(each, name), name, `${name} `))
+      : cellsOf(each, target);
   const lines = function* () {
-    if (!json)
-      yield csvLine([
-        ...Object.keys(names[0]!),
-        ...cellsOf(told[0]!, target).map(([name]) => name),
-      ]);
+    if (!json) yield csvLine([...Object.keys(names[0]!), ...rowOf(told[0]!).map(([name]) => name)]);
     for (const [i, name] of names.entries()) {
       yield json
         ? JSON.stringify({ ...name, ...told[i]! })
-        : csvLine([...Object.values(name), ...cellsOf(told[i]!, target).map(([, cell]) => cell)]);
+        : csvLine([...Object.values(name), ...rowOf(told[i]!).map(([, cell]) => cell)]);
     }
   };
   if (out === undefined) {
@@ -140,21 +170,31 @@ async function write(
 
 type Headed = readonly [string, string | number];
 
-/** The cells of a row, each with its heading. */
-function cellsOf(told: Prediction, target: string): Headed[] {
+/** Whether a prediction is of the outputs by their names: an objective may give others. */
+const isOfOutputs = ({ prediction }: Prediction, outputs: readonly string[]) =>
+  typeof prediction === 'object' && outputs.every((name) => name in prediction);
+
+/** The cells of a row, each with its heading. @param of goes before headings that do not name the target: `size ` */
+function cellsOf(told: Prediction, target: string, of = ''): Headed[] {
   const { prediction, confidence, probabilities } = told;
   if (Array.isArray(prediction)) {
     return prediction.flatMap((each, k) => {
-      const [own, shares] = [confidence, probabilities].map((list) => (list as unknown[])[k]);
+      const [own, shares] = [confidence, probabilities].map((list) => (list as unknown[])?.[k]);
       const one = { prediction: each, confidence: own, probabilities: shares } as Prediction;
-      return cellsOf(one, target).map(([name, cell]): Headed => [`${name} ${k}`, cell]);
+      return cellsOf(one, target, of).map(([name, cell]): Headed => [`${name} ${k}`, cell]);
     });
   }
-  if (typeof prediction === 'object') return Object.entries(prediction as Record<string, number>);
+  if (typeof prediction === 'object') {
+    return Object.entries(prediction as Record<string, number>).map(([name, cell]): Headed => {
+      return [`${of}${name}`, cell];
+    });
+  }
   const cells: Headed[] = [[target, prediction as string | number]];
-  if (confidence !== undefined) cells.push(['confidence', confidence as number]);
+  if (confidence !== undefined) {
+    cells.push([of === '' ? 'confidence' : `confidence of ${target}`, confidence as number]);
+  }
   for (const [name, share] of Object.entries(probabilities ?? {})) {
-    cells.push([`probability of ${name}`, share as number]);
+    cells.push([`probability of ${of}${name}`, share as number]);
   }
   return cells;
 }

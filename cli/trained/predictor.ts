@@ -5,14 +5,21 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { Prediction } from '../../shared/prediction.ts';
 import type { Reading } from '../../shared/reading.ts';
 import { type Column, rowSize, sizeOf } from '../../worker/data/columns.ts';
+import type { Minibatch } from '../../worker/data/examples.ts';
 import { examplesLike, transformFor } from '../../worker/data/facts.ts';
-import { mustBePlain } from '../../worker/data/fields.ts';
 import { copyScaled, scalerOf } from '../../worker/data/transform.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { vectorOf } from '../../worker/layers-format.ts';
-import { buildModel } from '../../worker/model.ts';
-import { type About, predictionsFrom, takingUnknown } from '../../worker/serving/exported-model.ts';
+import { buildModel, type Model } from '../../worker/model.ts';
+import { lossNames } from '../../worker/outputs.ts';
+import {
+  type About,
+  type inputsOf,
+  ONE_INPUT,
+  predictionsFrom,
+  takingUnknown,
+} from '../../worker/serving/exported-model.ts';
 import type { ServerOptions } from '../options.ts';
 import { openScratch } from '../scratch.ts';
 import { engineOf } from '../workers/options.ts';
@@ -44,10 +51,13 @@ export interface Predictor {
   readonly reading: Reading | null;
   /** Raw inputs, as readers give them. @throws DownpourError DP_DATA_MISMATCH: of another shape. */
   predictColumn(inputs: Column): Promise<Prediction[]>;
-  /** @param inputs standardised, shape [examples, …inputShape]. */
-  predict(inputs: Float32Array, examples: number): Promise<Prediction[]>;
+  /** @param inputs as `inputsOf` gives them. */
+  predict(inputs: PredictorInputs, examples: number): Promise<Prediction[]>;
   close(): void;
 }
+
+/** Standardised, by field. */
+export type PredictorInputs = ReturnType<typeof inputsOf>;
 
 /** Numbers of the inputs that go to the engine together. */
 const BATCH_NUMBERS = 2 ** 20;
@@ -72,36 +82,73 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
     const experiment = await loadExperiment(path);
     const like = examplesLike(data);
-    mustBePlain('predicting', like.train);
     const model = await buildModel(experiment, facts.config, like, { later: data });
     model.load(vectorOf(model.layout, (await readTensors(copy)).tensors));
-    const loss = typeof experiment.loss === 'string' ? experiment.loss : null;
-    const own = { ...aboutModel(copied), loss } as unknown as Predictor['about'];
+    const own = {
+      ...aboutModel(copied),
+      ...lossNames(experiment, like),
+    } as unknown as Predictor['about'];
     const about = options.unknown === 'none' ? takingUnknown(own) : own;
-    const inputShape = data.inputs.shape;
-    const targetShape = data.targets.shape;
+    mustPredict(model, facts);
     const predict: Predictor['predict'] = async (inputs, examples) => {
-      const size = sizeOf(inputShape);
+      const fields = Object.values(inputs);
+      const size = fields.reduce((sum, { shape }) => sum + sizeOf(shape), 0);
       const together = Math.max(1, Math.floor(BATCH_NUMBERS / size));
       const told: Prediction[] = [];
       for (let from = 0; from < examples; from += together) {
         const n = Math.min(together, examples - from);
-        const { values, shape } = await model.predict({
-          ...{ inputs: inputs.subarray(from * size, (from + n) * size), inputShape },
-          ...{ targets: new Float32Array(n * sizeOf(targetShape)), targetShape },
-        });
-        told.push(...predictionsFrom(about, values, shape));
+        told.push(
+          ...predictionsFrom(about, await model.outputs(minibatchOf(data, inputs, from, n))),
+        );
       }
       return told;
     };
     return {
       ...{ facts, data, about, predict, reading: about.reading ?? null },
-      predictColumn: (column) => predict(standardised(data, column), column.shape[0]!),
+      predictColumn: (column) => {
+        const shape = column.shape.slice(1);
+        const values = standardised(data, column);
+        return predict({ [ONE_INPUT]: { values, shape } }, column.shape[0]!);
+      },
       close: () => model.dispose(),
     };
   } finally {
     await remove();
   }
+}
+
+function mustPredict(model: Model, { run }: CheckpointFacts): void {
+  if (model.predicts) return;
+  model.dispose();
+  throw new DownpourError(
+    'DP_USAGE',
+    `run ${run} has an objective over several models, so there is no one prediction: use the exported parameters in a program (\`downpour export\`)`,
+  );
+}
+
+/** Some of the examples as the model takes them; targets are 0. */
+function minibatchOf(data: DataFacts, given: PredictorInputs, from: number, n: number): Minibatch {
+  const part = ({ values, shape }: PredictorInputs[string]) => {
+    const size = sizeOf(shape);
+    return values.subarray(from * size, (from + n) * size);
+  };
+  const zeros = ({ kind, shape }: DataFacts['targets']) =>
+    new (kind.startsWith('float') ? Float32Array : Int32Array)(n * sizeOf(shape));
+  const own = given[ONE_INPUT];
+  const isNamed = data.fields?.some(({ name }) => name === ONE_INPUT) ?? false;
+  return {
+    inputs: own && !isNamed ? (part(own) as Float32Array) : new Float32Array(0),
+    inputShape: data.inputs.shape,
+    ...{ targets: zeros(data.targets), targetShape: data.targets.shape, count: n },
+    ...(data.fields && {
+      fields: Object.fromEntries(
+        data.fields.map(({ name, role, column }) => {
+          const values = role === 'target' ? zeros(column) : part(given[name]!);
+          return [name, { values, shape: column.shape }];
+        }),
+      ),
+    }),
+  };
 }
 
 function standardised(facts: DataFacts, column: Column): Float32Array {

@@ -9,7 +9,12 @@ import { decodePicture } from '../../worker/data/pictures/pictures.ts';
 import { BadExample } from '../../worker/serving/encode.ts';
 import { inputsOf } from '../../worker/serving/exported-model.ts';
 import { print, untilInterrupted } from '../options.ts';
-import { openPredictor, type Predictor, type PredictorOptions } from './predictor.ts';
+import {
+  openPredictor,
+  type Predictor,
+  type PredictorInputs,
+  type PredictorOptions,
+} from './predictor.ts';
 
 /** `downpour serve-model <run>`: a trained model behind `POST /predict`. */
 
@@ -51,7 +56,7 @@ const PredictBody = Type.Object(
     examples: Type.Array(Type.Unknown(), {
       maxItems: EXAMPLES_MAX,
       description:
-        'Rows of a table as objects by column; pictures as `{ "picture": "<base64 of a file>" }`; or the numbers of each example.',
+        'Rows of a table as objects by column; pictures as `{ "picture": "<base64 of a file>" }`; objects by the names of fields; or the numbers of each example.',
     }),
   },
   { additionalProperties: false },
@@ -61,7 +66,10 @@ const PredictAnswer = Type.Object({
   step: Type.Integer(),
   predictions: Type.Array(
     Type.Object({
-      prediction: Type.Unknown({ description: 'Name of a class, a number, or numbers by target.' }),
+      prediction: Type.Unknown({
+        description:
+          'Name of a class, a number, or numbers by name; several outputs by their names.',
+      }),
       confidence: Type.Optional(Type.Unknown({ description: 'Probability of the class.' })),
       probabilities: Type.Optional(Type.Unknown({ description: 'Of each class, by name.' })),
     }),
@@ -124,7 +132,7 @@ function described(error: FastifyError | Error) {
 }
 
 interface WaitingRequest {
-  readonly inputs: Float32Array;
+  readonly inputs: PredictorInputs;
   readonly examples: number;
   resolve(predictions: Prediction[]): void;
   reject(error: unknown): void;
@@ -139,15 +147,9 @@ function together({ predict }: Predictor): Predictor['predict'] {
     while (waiting.length > 0) {
       const all = waiting;
       waiting = [];
-      const inputs = new Float32Array(all.reduce((sum, each) => sum + each.inputs.length, 0));
-      let at = 0;
-      for (const each of all) {
-        inputs.set(each.inputs, at);
-        at += each.inputs.length;
-      }
       try {
         const told = await predict(
-          inputs,
+          joinedInputs(all.map(({ inputs }) => inputs)),
           all.reduce((sum, { examples }) => sum + examples, 0),
         );
         for (const each of all) each.resolve(told.splice(0, each.examples));
@@ -163,4 +165,22 @@ function together({ predict }: Predictor): Predictor['predict'] {
       waiting.push({ inputs, examples, resolve, reject });
       if (!isBusy) void work();
     });
+}
+
+/** The rows of all requests behind each other. */
+function joinedInputs(all: readonly PredictorInputs[]): PredictorInputs {
+  const [first] = all;
+  if (all.length === 1) return first!;
+  return Object.fromEntries(
+    Object.entries(first!).map(([name, { values, shape }]) => {
+      const Values = values instanceof Int32Array ? Int32Array : Float32Array;
+      const joined = new Values(all.reduce((sum, each) => sum + each[name]!.values.length, 0));
+      let at = 0;
+      for (const each of all) {
+        joined.set(each[name]!.values, at);
+        at += each[name]!.values.length;
+      }
+      return [name, { values: joined, shape }];
+    }),
+  );
 }

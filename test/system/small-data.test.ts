@@ -36,48 +36,11 @@ export default {
   return path;
 }
 
-/** Two inputs and two targets by name; or no target, and an objective. */
-function writeOfFields(name: string, body: string): void {
-  const text = `
-const rows = 60;
-const shape = [rows, 1];
-const a = Float32Array.from({ length: rows }, (_, i) => Math.sin(1 + i));
-const b = Float32Array.from({ length: rows }, (_, i) => Math.cos(1 + i));
-${body}`;
-  writeFileSync(join(folder, `${name}.js`), text);
-}
-
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'downpour-small-'));
   write('few', 5);
   write('single', 1);
   write('alike', 40, 1);
-  writeOfFields(
-    'two',
-    `export default {
-  data: () => ({ train: {
-    inputs: { a: { values: a, shape }, b: { values: b, shape } },
-    targets: { sum: { values: a.map((value, i) => value + b[i]), shape }, product: { values: a.map((value, i) => value * b[i]), shape } },
-  } }),
-  model: ({ tf }) => {
-    const inputs = ['a', 'b'].map((name) => tf.input({ shape: [1], name }));
-    const both = tf.layers.concatenate().apply(inputs);
-    const outputs = ['sum', 'product'].map((name) => tf.layers.dense({ units: 1, name }).apply(both));
-    return tf.model({ inputs, outputs });
-  },
-  loss: { sum: 'meanSquaredError', product: 'meanSquaredError' },
-  config: { epochsMax: 2, minibatchSize: 16 },
-};`,
-  );
-  writeOfFields(
-    'coder',
-    `export default {
-  data: () => ({ train: { inputs: { values: a, shape } } }),
-  model: ({ tf }) => tf.sequential({ layers: [tf.layers.dense({ units: 1, inputShape: [1] })] }),
-  objective: ({ model, batch }) => model.apply(batch.inputs).sub(batch.inputs).square().mean(),
-  config: { epochsMax: 2, minibatchSize: 16 },
-};`,
-  );
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
   cluster.work('any', 'ada', { run: null, once: false, folders: [folder] });
   await cluster.joined(1);
@@ -144,30 +107,5 @@ describe('five rows', { timeout: 60_000 }, () => {
     expect(code).toBe(EXIT.ok);
     expect(out).toContain('All this was measured on 1 validation example,');
     expect(out).toContain('Two sizes were measured');
-  });
-});
-
-describe('experiments of fields, and with objectives', { timeout: 60_000 }, () => {
-  test.each([
-    ['two', 'lr-find', ['--steps', '50', '--probe-steps', '10', '--seeds', '1']],
-    ['two', 'search', ['--trials', '2']],
-    ['coder', 'folds', ['--folds', '2']],
-    ['coder', 'curve', ['--repeats', '1', '--fractions', '0.5,1']],
-  ])('%s: %s is a study like any other', async (name, command, args) => {
-    const { code, err, study } = await run(command, name, ...args);
-    expect(err.match(/^error.*/m)).toBeNull();
-    expect(code).toBe(EXIT.ok);
-    expect(readFileSync(join(study, 'report.md'), 'utf8')).toMatch(/\d/);
-  });
-
-  test.each([
-    ['two', /the experiment has the outputs sum, product: choose one, for example --output sum/],
-    ['coder', /needs a loss, but the experiment has an objective/],
-  ])('%s: an ensemble is refused before anything is trained', async (name, words) => {
-    const before = (await cluster.client.runs({ archived: 'all' })).length;
-    const { code, err } = await run('ensemble', name, '--members', 'seeds:2');
-    expect(code).toBe(EXIT.usage);
-    expect(err).toMatch(words);
-    expect((await cluster.client.runs({ archived: 'all' })).length).toBe(before);
   });
 });

@@ -85,6 +85,23 @@ describe('patterns', () => {
     expect(() => placed({ trunk: {} })).toThrow("the pattern 'trunk/*' matches no tensor");
   });
 
+  test.each([
+    ['juge/*', "'juge/*' matches no tensor of the model; did you mean 'judge/*'?"],
+    ['judge/dnse/*', "did you mean 'judge/dense/*'?"],
+    ['*/kernel', 'nothing was refused'],
+    ['quite/*', 'matches no tensor of the model; The tensors are judge/dense/kernel'],
+  ])('of a layer that matches nothing names the nearest layer: %s', (pattern, words) => {
+    const tensors = [{ name: 'judge/dense/kernel', shape: [2], role: 'trainable' as const }];
+    const seen = () => layoutWhile(tensors, groupsFrom({ a: { pattern } }), []);
+    let told = 'nothing was refused';
+    try {
+      seen();
+    } catch (error) {
+      told = (error as Error).message;
+    }
+    expect(told).toContain(words);
+  });
+
   test('of two groups may not match one tensor', () => {
     expect(() => placed({ a: { pattern: 'w*' }, b: { pattern: ['bias', '*eights'] } })).toThrow(
       "groups.a and groups.b both match the tensor 'weights'",

@@ -53,7 +53,7 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
         ? [...checkData(prepared, embedding, counts), ...checkTargets(prepared)]
         : [notPlain(prepared)],
     );
-    tell(await checkModel(experiment, prepared, model, config.seed));
+    tell(await checkModel(experiment, prepared, model, config));
     const own = updater(model.layout, (await model.initialise(config.seed)).slice());
     tell(
       await checkTraining({

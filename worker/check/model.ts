@@ -1,3 +1,4 @@
+import type { RunConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
 import type { Minibatch, PreparedData } from '../data/examples.ts';
 import { sliceMinibatch } from '../data/gather.ts';
@@ -5,6 +6,7 @@ import type { Experiment } from '../experiment.ts';
 import type { LayerOutput, Model, Output } from '../model.ts';
 import { exampleClasses, sampleOf } from './data.ts';
 import { type Finding, finding, norm, percent, short, tooFew } from './finding.ts';
+import { type TensorLosses, tensorLosses } from './group-losses.ts';
 
 /** What can be said of a model with its initial parameters, before any training. */
 
@@ -20,8 +22,9 @@ export async function checkModel(
   experiment: Experiment,
   prepared: PreparedData,
   model: Model,
-  seed: number,
+  config: RunConfig,
 ): Promise<Finding[]> {
+  const { seed } = config;
   // Another seed first: the model then holds its own initial parameters again.
   const other = (await model.initialise(seed + 1)).slice();
   const initial = (await model.initialise(seed)).slice();
@@ -29,9 +32,13 @@ export async function checkModel(
   const sample = sampleOf(prepared, 'train', ACTIVATION_EXAMPLES);
   const output = model.predicts ? await model.predict(sample) : null;
   const last = (await model.activations(sample)).at(-1)?.activation;
+  const losses = await tensorLosses(experiment, config, prepared, model);
+  const gradient = await checkGradient({ prepared, model, losses }, initial, seed).finally(() =>
+    losses.dispose(),
+  );
   return [
     checkFrozen(model, initial, other),
-    await checkGradient(prepared, model, initial, seed),
+    gradient,
     await checkInitialLoss(experiment, prepared, model),
     ...(output ? [checkOutput(experiment, prepared, output, last)] : []),
     ...(output ? [await checkIndependence(prepared, model)] : []),
@@ -76,21 +83,31 @@ const GRADIENT_OK = 0.03;
 const GRADIENT_BAD = 0.15;
 const TENSORS_MAX = 50;
 
+interface GradientSubject {
+  readonly prepared: PreparedData;
+  readonly model: Model;
+  readonly losses: TensorLosses;
+}
+
 /**
  * The gradient against central differences of the loss, tensor by tensor, along the gradient itself and
  * along a random direction near it (Deep Learning §11.5: "Compare back-propagated derivatives to numerical
  * derivatives"). Dropout has the same masks at both ends.
  */
 async function checkGradient(
-  prepared: PreparedData,
-  model: Model,
+  { prepared, model, losses }: GradientSubject,
   initial: Float32Array,
   seed: number,
 ): Promise<Finding> {
+  if (model.givesGradients) {
+    const text =
+      'The objective returns the gradients, which need not be the slope of a loss: they were not compared with finite differences.';
+    return finding('gradient', 'ok', text, '');
+  }
   const minibatch = sampleOf(prepared, 'train', GRADIENT_EXAMPLES);
-  const lossAt = async (parameters: Float32Array) => {
-    model.load(parameters);
-    return (await model.step(minibatch, seed)).loss + (await model.penalty());
+  const lossAt = async (parameters: Float32Array, own: Model) => {
+    own.load(parameters);
+    return (await own.step(minibatch, seed)).loss + (await own.penalty());
   };
   model.load(initial);
   const gradient = (await model.step(minibatch, seed)).gradient.slice();
@@ -102,16 +119,17 @@ async function checkGradient(
     return finding('gradient', 'problem', 'No tensor of the model is trained.', next);
   }
   for (const { name, offset, size } of tensors.slice(0, TENSORS_MAX)) {
-    const own = gradient.subarray(offset, offset + size);
-    const slope = norm(own);
+    const own = losses.modelOf(name);
+    const expected = gradient.subarray(offset, offset + size);
+    const slope = norm(expected);
     const scale = Math.max(norm(initial.subarray(offset, offset + size)), 0.05 * Math.sqrt(size));
     const random_ = Float64Array.from({ length: size }, () => draw.normal());
-    const near = Float64Array.from(own, (g) => Math.sign(g) * draw.uniform());
-    const directions = slope > 0 ? [Float64Array.from(own), near] : [random_];
+    const near = Float64Array.from(expected, (g) => Math.sign(g) * draw.uniform());
+    const directions = slope > 0 ? [Float64Array.from(expected), near] : [random_];
     let worst = 0;
     for (const direction of directions) {
       const length = norm(direction);
-      const predicted = direction.reduce((sum, d, i) => sum + d * own[i]!, 0) / length;
+      const predicted = direction.reduce((sum, d, i) => sum + d * expected[i]!, 0) / length;
       let best = Infinity;
       for (const share of STEPS) {
         const step = share * scale;
@@ -120,7 +138,7 @@ async function checkGradient(
           for (let i = 0; i < size; i++) {
             moved[offset + i] = initial[offset + i]! + (by * direction[i]!) / length;
           }
-          return lossAt(moved.slice());
+          return own ? lossAt(moved.slice(), own) : 0;
         };
         const [up, down] = [await move(step), await move(-step)];
         const seen = up - down;

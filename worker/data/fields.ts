@@ -1,12 +1,6 @@
 import { DownpourError } from '../../shared/errors.ts';
 import { emptyColumn, isFloat } from './columns.ts';
-import {
-  DATA_PARTS,
-  type ExampleField,
-  type Examples,
-  type ExperimentData,
-  isPlain,
-} from './examples.ts';
+import { DATA_PARTS, type ExampleField, type Examples, type ExperimentData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
 
 /** Fields by name: several inputs, several targets. */
@@ -110,14 +104,4 @@ export function mustHaveSameFields(data: ExperimentData): void {
       `the ${part} part ${what} ${missing === undefined ? 'the train part does not have' : 'the train part has it'}; give all parts the same fields (${wanted.join(', ')})`,
     );
   }
-}
-
-/** @param what needs one input and one target: `look` @throws DownpourError DP_USAGE: the data have others. */
-export function mustBePlain(what: string, train: Examples): void {
-  if (isPlain(train)) return;
-  const fields = Object.entries(train.fields ?? {}).map(([name, { role }]) => `${name} (${role})`);
-  throw new DownpourError(
-    'DP_USAGE',
-    `${what} needs data with one input and one target, but these have ${fields.length > 0 ? `the fields ${fields.join(', ')}` : 'no targets'}: evaluate by metrics of the experiment, or use the exported parameters in a program`,
-  );
 }

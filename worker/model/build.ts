@@ -9,7 +9,7 @@ import type { Experiment, FunctionModel } from '../experiment.ts';
 import { isRecord } from '../fields.ts';
 import { lossesOf, type OneLoss } from '../losses.ts';
 import { described } from '../minibatch-value.ts';
-import { drawNoise, seedRandom } from '../noise.ts';
+import { drawNoise, type NoiseSource, seedRandom } from '../noise.ts';
 import { openArchitecture, openPretrained, packArchitecture } from '../pretrained/open.ts';
 import { fillPretrained, loadPretrained, type PretrainedFill } from '../pretrained/pretrained.ts';
 import { type LayersModel, type Tensor, tf } from '../tf.ts';
@@ -282,7 +282,7 @@ function objectiveInstance(built: unknown, data: DataShape): OwnInstance {
     ...{ weights, models, foreign, layersModel: only?.layersModel ?? null },
     predict(inputs, training, noise = drawNoise) {
       if (only) {
-        const told = only.apply(inputs, training, noise);
+        const told = applyOnly(only, inputs, training, noise);
         const nameOf = (i: number) => only.layersModel?.outputNames[i] ?? String(i);
         if (!Array.isArray(told)) return told as Tensors;
         return Object.fromEntries(told.map((output, i) => [nameOf(i), output]));
@@ -294,6 +294,19 @@ function objectiveInstance(built: unknown, data: DataShape): OwnInstance {
     },
     penalties: () => layersModels.flatMap((model) => model.calculateLosses()),
   };
+}
+
+/** An objective may give its model other inputs than the data have. */
+function applyOnly(model: ModelPart, inputs: Tensors, training: boolean, noise: NoiseSource) {
+  try {
+    return model.apply(inputs, training, noise);
+  } catch (cause) {
+    if (cause instanceof DownpourError) throw cause;
+    throw invalid(
+      `the model cannot predict from the inputs of the data, which only its objective knows to use: ${errorText(cause)}`,
+      cause,
+    );
+  }
 }
 
 const isFunctionModel = (value: unknown): value is FunctionModel =>

@@ -1,8 +1,14 @@
 import type { Transform } from '../../shared/data-facts.ts';
-import { answerKind, type Prediction, predictionsOf } from '../../shared/prediction.ts';
+import {
+  answerKind,
+  joinPredictions,
+  type Prediction,
+  predictionsOf,
+} from '../../shared/prediction.ts';
 import type { Reading } from '../../shared/reading.ts';
 import { copyScaled, scalerOf } from '../data/transform.ts';
 import { BadExample, type Encoder, encoderOf } from './encode.ts';
+import { type AboutField, type EncodedField, encodeFields } from './fields.ts';
 
 /**
  * Opens a model that `downpour export --format tfjs` wrote, with plain TensorFlow.js, in Node and in browsers. `export` bundles
@@ -12,23 +18,30 @@ import { BadExample, type Encoder, encoderOf } from './encode.ts';
 /** What of `downpour.json` is used. */
 export interface About {
   readonly run: string;
-  /** Null: of the user's own. */
+  /** Null: of the user's own, or there are several. */
   readonly loss: string | null;
+  /** The loss of each target that is a field; null: of the user's own. Absent: there is no such target. */
+  readonly losses?: Readonly<Record<string, string | null>>;
+  /** Several inputs or several targets; `inputShape` and what is said of targets are then of nothing. */
+  readonly fields?: readonly AboutField[];
   readonly inputTransform: Transform;
   readonly inputShape: readonly number[];
   readonly classCount: number | null;
   readonly classes: readonly string[] | null;
   readonly targetNames: readonly string[] | null;
+  readonly inputNames?: readonly string[] | null;
   readonly reading?: Reading;
 }
 
 /** The part of TensorFlow.js that is used: of `@tensorflow/tfjs`, of `tfjs-node`, or of tfjs-core with tfjs-layers. */
 export interface Tfjs {
   loadLayersModel(from: unknown): Promise<TfjsModel>;
-  tensor(values: Float32Array, shape: number[]): TfjsTensor;
+  tensor(values: Float32Array | Int32Array, shape: number[], type: 'float32' | 'int32'): TfjsTensor;
 }
 interface TfjsModel {
-  predict(inputs: TfjsTensor): TfjsTensor;
+  readonly inputNames: string[];
+  readonly outputNames: string[];
+  predict(inputs: TfjsTensor | TfjsTensor[]): TfjsTensor | TfjsTensor[];
   dispose(): unknown;
 }
 interface TfjsTensor {
@@ -43,8 +56,8 @@ export interface OpenedModel {
   /** The tfjs model: it takes standardised inputs. */
   readonly model: TfjsModel;
   /**
-   * @param examples rows of a table as objects by column; pictures as `{ width, height, data }`; or, where the model does not
-   * know how its data were read, the numbers of each example.
+   * @param examples rows of a table as objects by column; pictures as `{ width, height, data }`; objects by the names of fields;
+   * or, where the model does not know how its data were read, the numbers of each example.
    * @throws Error that names the example and what is wrong with it.
    */
   predict(examples: readonly unknown[]): Promise<Prediction[]>;
@@ -70,8 +83,47 @@ function mustBeOptions(options: OpenOptions): void {
   }
 }
 
-/** Inputs of examples, standardised, shape [examples, …inputShape]. @throws BadExample. */
-export function inputsOf(about: About, examples: readonly unknown[]): Float32Array {
+/** The field of a model with one input, which has no name of its own. */
+export const ONE_INPUT = 'inputs';
+
+/** Inputs of examples, standardised, by field; a single input is `ONE_INPUT`. @throws BadExample. */
+export function inputsOf(
+  about: About,
+  examples: readonly unknown[],
+): Readonly<Record<string, EncodedField>> {
+  const { fields = [], inputShape, reading } = about;
+  if (inputShape[0] !== 0 && fields.every(({ role }) => role === 'target')) {
+    if (reading || !examples.some(isNamed)) {
+      return { [ONE_INPUT]: { values: oneInput(about, examples), shape: inputShape } };
+    }
+    const named = examples.map((each) => (isNamed(each) ? each : { [ONE_INPUT]: each }));
+    return encodeFields(namedInputs(about), named);
+  }
+  return encodeFields(namedInputs(about), examples);
+}
+
+/** All fields that are given; a single input is one of them. */
+function namedInputs(about: About): readonly AboutField[] {
+  const { fields = [], inputShape, inputTransform, inputNames = null } = about;
+  if (inputShape[0] === 0) return fields;
+  const none = { classCount: null, classes: null };
+  const kind = inputTransform.scale === 1 ? 'float32' : 'uint8';
+  return [
+    {
+      ...{ name: ONE_INPUT, role: 'input', kind, shape: inputShape, inputTransform, ...none },
+      names: inputNames,
+    },
+    ...fields,
+  ];
+}
+
+const isNamed = (example: unknown) =>
+  typeof example === 'object' &&
+  example !== null &&
+  !Array.isArray(example) &&
+  !ArrayBuffer.isView(example);
+
+function oneInput(about: About, examples: readonly unknown[]): Float32Array {
   const { inputTransform, inputShape, reading } = about;
   const size = inputShape.reduce((product, each) => product * each, 1);
   const encoder = reading ? encoderOf(reading) : numbersEncoder(size);
@@ -104,16 +156,35 @@ function numbersEncoder(size: number): Encoder {
   };
 }
 
-/** @param shape of the outputs of all examples. */
-export function predictionsFrom(
-  about: About,
-  outputs: Float32Array,
-  shape: readonly number[],
-): Prediction[] {
+/** One output of the model for some examples. */
+interface ToldOutput {
+  /** Name of its target; '': there is one output, without a name. */
+  readonly name: string;
+  readonly values: Float32Array;
+  /** Shape of all examples together. */
+  readonly shape: readonly number[];
+}
+
+/** @param outputs of all examples. */
+export function predictionsFrom(about: About, outputs: readonly ToldOutput[]): Prediction[] {
+  if (outputs.length === 1) return predictionsOfOutput(about, outputs[0]!);
+  return joinPredictions(
+    Object.fromEntries(
+      outputs.map((output) => [output.name, predictionsOfOutput(about, output)] as const),
+    ),
+  );
+}
+
+function predictionsOfOutput(about: About, { name, values, shape }: ToldOutput): Prediction[] {
+  const field = about.fields?.find((each) => each.name === name && each.role === 'target');
+  const known = field
+    ? { ...field, loss: about.losses?.[name] ?? null, targetNames: field.names }
+    : about;
   const last = shape.length > 1 ? shape.at(-1)! : 1;
-  const kind = answerKind(about.loss, about.classCount, last);
+  const kind = answerKind(known.loss, known.classCount, last);
   const width = kind === 'binary' ? 1 : last;
-  return predictionsOf({ kind, width, outputs, count: outputs.length / width }, shape[0]!, about);
+  const answers = { kind, width, outputs: values, count: values.length / width };
+  return predictionsOf(answers, shape[0]!, known);
 }
 
 export interface OpenOptions {
@@ -140,17 +211,34 @@ export async function openModel(
     model,
     async predict(examples) {
       if (examples.length === 0) return [];
-      const inputs = tf.tensor(inputsOf(about, examples), [examples.length, ...about.inputShape]);
-      const outputs = model.predict(inputs);
+      const given = inputsOf(about, examples);
+      const names = Object.keys(given).length === 1 ? Object.keys(given) : model.inputNames;
+      const inputs = names.map((name) => {
+        const { values, shape } = given[name]!;
+        const type = values instanceof Int32Array ? 'int32' : 'float32';
+        return tf.tensor(values, [examples.length, ...shape], type);
+      });
+      const outputs = [model.predict(inputs.length === 1 ? inputs[0]! : inputs)].flat();
       try {
-        return predictionsFrom(about, Float32Array.from(await outputs.data()), outputs.shape);
+        const told: ToldOutput[] = [];
+        for (const [i, output] of outputs.entries()) {
+          const values = Float32Array.from(await output.data());
+          told.push({ name: outputName(about, model, i), values, shape: output.shape });
+        }
+        return predictionsFrom(about, told);
       } finally {
-        inputs.dispose();
-        outputs.dispose();
+        for (const tensor of [...inputs, ...outputs]) tensor.dispose();
       }
     },
     dispose: () => void model.dispose(),
   };
+}
+
+/** An only output may have another name than its target. */
+function outputName({ fields = [] }: About, { outputNames }: TfjsModel, i: number): string {
+  if (outputNames.length > 1) return outputNames[i]!;
+  const targets = fields.filter(({ role }) => role === 'target');
+  return targets.length === 1 ? targets[0]!.name : '';
 }
 
 const textOf = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
