@@ -1,8 +1,9 @@
 import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { pictureSizes } from '../../worker/data/pictures/sizes.ts';
-import { groups } from '../output/progress.ts';
+import { groups as thousands } from '../output/progress.ts';
+import type { Trunk } from './pretrained.ts';
 import { comment } from './source.ts';
-import { type Draft, LOGITS, minibatchSize, SEARCH, testShare } from './table.ts';
+import { type Draft, LOGITS, minibatchSize, SEARCH, testShare, VALIDATION_SHARE } from './table.ts';
 
 /** Experiments for pictures. */
 
@@ -25,31 +26,140 @@ const isGrey = (values: ArrayLike<number>): boolean => {
   return true;
 };
 
-/**
- * @param data as the user named it. @param place source code that gives the path
- * @param choose asks for the model, with the one that fits the size of the pictures as the default
- */
-export async function imagesDraft(
-  data: string,
-  place: string,
-  choose: (fitting: ModelKind) => Promise<ModelKind>,
-  testFraction?: number,
-): Promise<Draft> {
-  const sizes = await pictureSizes(data);
+export interface ImagesRequest {
+  /** As the user named it. */
+  readonly data: string;
+  /** Source code that gives the path. */
+  readonly place: string;
+  readonly testFraction?: number;
+}
+
+/** Asks for the model, with the one that fits the size of the pictures as the default. */
+type Choose = (fitting: ModelKind) => Promise<ModelKind>;
+
+export async function imagesDraft(request: ImagesRequest, choose: Choose): Promise<Draft> {
+  const sizes = await pictureSizes(request.data);
   const size = sizes.isOne ? undefined : Math.min(SIZE_MAX, sizes.shorter);
+  const { notes, title, options, grey, minibatch, shape } = await survey(request, size);
+  const [height, width, channels] = shape;
+  const isLarge = height * width * channels > DENSE_INPUTS_MAX;
+  const model = await choose(isLarge || !grey ? 'cnn' : 'mlp');
+  const chosen = [
+    ...(grey ? ['channels: 1'] : []),
+    ...(size === undefined ? [] : [`size: ${size}`]),
+    ...options,
+  ];
+  return {
+    notes,
+    source: imageSource({
+      title,
+      imports: IMPORTS,
+      load: `({ log }) => loadImageFolder(${request.place}, { ${chosen.join(', ')} })`,
+      model: model === 'cnn' ? cnn(Math.min(height, width)) : MLP,
+      minibatch,
+      policy: policyFor(grey),
+    }),
+  };
+}
+
+const IMPORTS = `import { resolve } from 'node:path';\nimport { defineExperiment, loadImageFolder } from 'downpour';`;
+
+const policyFor = (grey: boolean): string =>
+  grey
+    ? `batch: augment('digits'), // 'text' for lines of text, 'photos' for things that may be mirrored`
+    : `batch: augment('photos'), // 'digits' for characters, 'text' for lines of text`;
+
+/** Steps for which the head alone is trained, at least: five passes of a thousand images, and enough for a few dozen. */
+const HEAD_STEPS_MIN = 200;
+const HEAD_EPOCHS = 5;
+/** Epochs of the whole, in which each stage has at least as many as the head alone. */
+const EPOCHS_MIN = 30;
+const STAGES = 4;
+/** Evaluations without progress after the last stage has begun. */
+const PATIENCE = 3;
+
+/** An experiment that begins with a pretrained model: a new head first, then its upper layers too. */
+export async function pretrainedDraft(
+  request: ImagesRequest,
+  open: (sizeOfPictures: () => Promise<number>) => Promise<Trunk>,
+): Promise<Draft> {
+  const trunk = await open(async () =>
+    Math.min(SIZE_MAX, (await pictureSizes(request.data)).shorter),
+  );
+  const [height, width, channels] = trunk.inputShape;
+  // What is surveyed is only counted, so it need not have the size that the model takes.
+  const { notes, title, options, minibatch, trains } = await survey(request, SIZE_MAX, [
+    height,
+    width,
+  ]);
+  const perEpoch = Math.max(1, Math.ceil(trains / minibatch));
+  const headEpochs = Math.max(HEAD_EPOCHS, Math.ceil(HEAD_STEPS_MIN / perEpoch));
+  const stage = headEpochs * perEpoch;
+  const { pretrained, model, groups } = trunk.source([stage, 2 * stage]);
+  const hasStages = groups !== '';
+  const size = height === width ? `${height}` : `[${height}, ${width}]`;
+  const chosen = [`channels: ${channels}`, `size: ${size}`, ...options];
+  const source = `${IMPORTS}
+
+/** ${title} */
+export default defineExperiment({
+  data: ({ log }) => loadImageFolder(${request.place}, { ${chosen.join(', ')} }),
+  // With few images, changed copies help: import { augment } from 'downpour/images', and add
+  // ${policyFor(channels === 1)}
+
+${pretrained}
+
+${model}
+  loss: 'softmaxCrossEntropy',
+
+  config: {
+    minibatchSize: ${minibatch},
+    learningRate: 0.001,
+    optimizer: { kind: 'adam' },
+    earlyStopping: { patience: ${hasStages ? 2 * headEpochs + PATIENCE : headEpochs} },
+    epochsMax: ${Math.max(EPOCHS_MIN, STAGES * headEpochs)},
+${
+  hasStages
+    ? `    // The head is trained alone for ${headEpochs} epochs of ${perEpoch} steps, since its first gradients would spoil the layers before it.
+    // Then the upper layers are trained with it, by a tenth of its rate.
+    groups: {
+${groups}
+    },
+`
+    : ''
+}  },
+
+${CNN_SEARCH}});
+`;
+  return {
+    notes: [
+      ...notes,
+      trunk.note,
+      ...(hasStages
+        ? [
+            `trains the new head for ${thousands(stage)} steps, then the upper layers with it, by a tenth of the rate`,
+          ]
+        : []),
+    ],
+    source,
+  };
+}
+
+/**
+ * What is said about a folder of images, and follows from their number.
+ * @param size that they are read in. @param shown height and width that the experiment reads them in; default: that size.
+ */
+async function survey(
+  { data, testFraction }: ImagesRequest,
+  size: number | undefined,
+  shown?: readonly [number, number],
+) {
   const loaded = await loadImageFolder(data, size === undefined ? {} : { size });
   const { train, validation, test, classes, notes } = loaded;
   const [, height = 0, width = 0, channels = 0] = train.inputs.shape;
   const grey = [train, validation, test].every((part) => !part || isGrey(part.inputs.values));
-  const isLarge = height * width * channels > DENSE_INPUTS_MAX;
-  const model = await choose(isLarge || !grey ? 'cnn' : 'mlp');
   const share = test === undefined ? testShare(train.count, testFraction) : 0;
-  const options = [
-    ...(grey ? ['channels: 1'] : []),
-    ...(size === undefined ? [] : [`size: ${size}`]),
-    ...(share > 0 ? [`testFraction: ${share}`] : []),
-    'log',
-  ];
+  const options = [...(share > 0 ? [`testFraction: ${share}`] : []), 'log'];
   const counts = new Array<number>(classes.length).fill(0);
   for (const label of train.targets.values) counts[label]!++;
   const told = (named: (name: string, i: number) => string) => {
@@ -58,11 +168,13 @@ export async function imagesDraft(
   };
   const others = Object.entries({ validation, test })
     .filter(([, part]) => part !== undefined)
-    .map(([name, part]) => `${groups(part!.count)} for ${name}`);
+    .map(([name, part]) => `${thousands(part!.count)} for ${name}`);
+  const kept = Math.round(train.count * (1 - share));
+  const trains = validation === undefined ? kept - Math.round(kept * VALIDATION_SHARE) : kept;
   const rare = classes.filter((_, i) => counts[i]! < PICTURES_FEW);
   return {
     notes: [
-      `${data}: ${groups(train.count)} images of ${width} × ${height}${others.length > 0 ? `, ${others.join(', ')}` : ''}; classes ${told((name, i) => `${name} (${groups(counts[i]!)})`)}`,
+      `${data}: ${thousands(train.count)} images of ${shown?.[1] ?? width} × ${shown?.[0] ?? height}${others.length > 0 ? `, ${others.join(', ')}` : ''}; classes ${told((name, i) => `${name} (${thousands(counts[i]!)})`)}`,
       ...notes.map((note) => `${data}: ${note}`),
       ...(share > 0 ? [`sets ${100 * share} % of the images apart for \`downpour test\``] : []),
       ...(rare.length > 0
@@ -74,16 +186,10 @@ export async function imagesDraft(
           ]
         : []),
     ],
-    source: imageSource({
-      title: `The class of an image: ${told((name) => name)}.`,
-      imports: `import { resolve } from 'node:path';\nimport { defineExperiment, loadImageFolder } from 'downpour';`,
-      load: `({ log }) => loadImageFolder(${place}, { ${options.join(', ')} })`,
-      model: model === 'cnn' ? cnn(Math.min(height, width)) : MLP,
-      minibatch: minibatchSize(Math.round(train.count * (1 - share)), validation !== undefined),
-      policy: grey
-        ? `batch: augment('digits'), // 'text' for lines of text, 'photos' for things that may be mirrored`
-        : `batch: augment('photos'), // 'digits' for characters, 'text' for lines of text`,
-    }),
+    title: `The class of an image: ${told((name) => name)}.`,
+    shape: [height, width, channels] as const,
+    ...{ options, grey, trains },
+    minibatch: minibatchSize(kept, validation !== undefined),
   };
 }
 

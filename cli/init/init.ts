@@ -8,7 +8,13 @@ import { experimentName } from '../../worker/experiment.ts';
 import { type GivenTableOptions, tableOptionsOf } from '../data/table-options.ts';
 import { EXIT, print, printJson } from '../options.ts';
 import { askAt, Interrupted, type Interview, unasked } from './ask.ts';
-import { imagesDraft, type ModelKind, mnistDraft } from './images.ts';
+import {
+  type ImagesRequest,
+  imagesDraft,
+  type ModelKind,
+  mnistDraft,
+  pretrainedDraft,
+} from './images.ts';
 import { code } from './source.ts';
 import { type Draft, type Task, tableDraft } from './table.ts';
 
@@ -19,6 +25,13 @@ export interface InitOptions extends GivenTableOptions {
   readonly target?: string;
   readonly task?: Task;
   readonly model?: ModelKind;
+  /** A model.json to begin with. */
+  readonly from?: string;
+  readonly until?: string;
+  readonly size?: number;
+  readonly pixels?: readonly [number, number];
+  readonly fresh?: boolean;
+  readonly frozen?: boolean;
   readonly testFraction?: number;
   readonly force?: boolean;
   readonly yes?: boolean;
@@ -136,6 +149,7 @@ async function draftFor(
   options: InitOptions,
   answers: Interview,
 ): Promise<Draft> {
+  mustSuitFrom(options, data, isFolder);
   const { target, task } = options;
   const reading = tableOptionsOf(options);
   if (data === MNIST || isFolder) {
@@ -151,7 +165,13 @@ async function draftFor(
     const choose = (fitting: ModelKind) =>
       answers.answer(options.model, 'Model (mlp, cnn)?', fitting, modelOf);
     if (data === MNIST) return mnistDraft(await choose('mlp'));
-    return imagesDraft(data, await placeOf(path, data), choose, options.testFraction);
+    const { testFraction } = options;
+    const request = {
+      ...{ data, place: await placeOf(path, data) },
+      ...(testFraction === undefined ? {} : { testFraction }),
+    };
+    if (options.from === undefined) return imagesDraft(request, choose);
+    return fromModel(path, { ...options, from: options.from }, request);
   }
   if (options.model === 'cnn') {
     throw new DownpourError(
@@ -173,13 +193,65 @@ function modelOf(text: string): ModelKind {
   throw new DownpourError('DP_USAGE', `'${text}' is not a model; allowed: mlp, cnn`);
 }
 
-/**
- * Source code for where the data lie as seen from the experiment, wherever it is called from. Not by a URL, in
- * which %, # and ? mean something. Folders that are links are followed, as Node does with modules.
- */
-async function placeOf(path: string, data: string): Promise<string> {
-  const full = resolve(data);
+/** Options for a pretrained model, which mean nothing without one. */
+const WITH_FROM = ['until', 'size', 'pixels', 'fresh', 'frozen'] as const;
+
+/** @throws DownpourError DP_USAGE: options that do not go together. */
+function mustSuitFrom(options: InitOptions, data: string, isFolder: boolean): void {
+  const { from, model, fresh, frozen } = options;
+  const lonely = WITH_FROM.find((name) => options[name] !== undefined);
+  if (from === undefined && lonely !== undefined) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--${lonely} is about a pretrained model: name its model.json by --from, or leave --${lonely} out`,
+    );
+  }
+  if (from === undefined) return;
+  if (!isFolder) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--from is for a folder of images, but --data is ${data}: write pretrained into the experiment by hand (docs/experiments.md)`,
+    );
+  }
+  if (model !== undefined) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--model ${model} and --from are two models: leave one of them out`,
+    );
+  }
+  if (fresh && frozen) {
+    throw new DownpourError(
+      'DP_USAGE',
+      '--fresh and --frozen would leave random layers untrained: leave one of them out',
+    );
+  }
+}
+
+async function fromModel(
+  path: string,
+  { from, ...options }: InitOptions & { readonly from: string },
+  request: ImagesRequest,
+): Promise<Draft> {
+  // They load TensorFlow.js, which init needs for this alone.
+  const { openTrunk } = await import('./pretrained.ts');
+  const place = await fromExperiment(path, from).catch((error) => {
+    throw unreadable(from, error);
+  });
+  const how = { place, isTyped: /\.m?ts$/.test(path) };
+  return pretrainedDraft(request, (size) => openTrunk({ ...options, from }, how, size));
+}
+
+/** A path as seen from the experiment. Folders that are links are followed, as Node does with modules. */
+async function fromExperiment(path: string, file: string): Promise<string> {
+  const full = resolve(file);
   const folder = await realpath(dirname(full));
   const from = relative(await realpath(dirname(path)), join(folder, basename(full)));
-  return `resolve(import.meta.dirname, ${code(sep === '/' ? from : from.replaceAll(sep, '/'))})`;
+  return sep === '/' ? from : from.replaceAll(sep, '/');
 }
+
+/**
+ * Source code for where the data lie as seen from the experiment, wherever it is called from. Not by a URL, in
+ * which %, # and ? mean something.
+ */
+const placeOf = async (path: string, data: string): Promise<string> =>
+  `resolve(import.meta.dirname, ${code(await fromExperiment(path, data))})`;

@@ -415,7 +415,7 @@ export const testShare = (examples: number, given?: number): number =>
   given ?? (examples >= TEST_EXAMPLES_MIN ? TEST_SHARE : 0);
 /** Below so many rows one hold-out fifth says little. */
 const ROWS_FEW = 50;
-const VALIDATION_SHARE = 0.2;
+export const VALIDATION_SHARE = 0.2;
 
 function sizeNotes(count: number): string[] {
   if (count >= ROWS_FEW) return [];

@@ -3,7 +3,6 @@ import { createHash, randomBytes } from 'node:crypto';
 import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { io } from '@tensorflow/tfjs-core';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { resolveConfig } from '../../shared/config.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -17,6 +16,12 @@ import { prepareOptions } from '../../worker/prepare.ts';
 import { openPretrained, packArchitecture } from '../../worker/pretrained/open.ts';
 import { matchText, type Pretrained } from '../../worker/pretrained/pretrained.ts';
 import { type LayersModel, type Tensor, tf } from '../../worker/tf.ts';
+import {
+  type ModelJson,
+  type WrittenModel,
+  writeModel,
+  writtenModel,
+} from '../support/pretrained-files.ts';
 
 let folder: string;
 let file: string;
@@ -53,51 +58,8 @@ function withValues(model: LayersModel): LayersModel {
   return model;
 }
 
-async function artifactsOf(model: LayersModel): Promise<io.ModelArtifacts> {
-  let saved: io.ModelArtifacts;
-  await model.save(
-    tf.io.withSaveHandler(async (artifacts) => {
-      saved = artifacts;
-      return { modelArtifactsInfo: { dateSaved: new Date(0), modelTopologyType: 'JSON' } };
-    }),
-  );
-  return saved!;
-}
-
-type Json = Record<string, unknown> & {
-  weightsManifest: { paths: string[]; weights: io.WeightsManifestEntry[] }[];
-};
-
-interface Written {
-  readonly json: Json;
-  readonly shards: readonly Uint8Array[];
-}
-
-/** What `model.save` writes, in several files. */
-async function written(model: LayersModel, shardCount = 1): Promise<Written> {
-  const { modelTopology, weightSpecs = [], weightData } = await artifactsOf(model);
-  const bytes = new Uint8Array(tf.io.CompositeArrayBuffer.join(weightData!));
-  // Cut without regard to tensors and their elements, as converters do.
-  const length = Math.ceil(bytes.length / shardCount);
-  const shards = Array.from({ length: shardCount }, (_, i) =>
-    bytes.slice(i * length, (i + 1) * length),
-  );
-  const paths = shards.map((_, i) => `group1-shard${i + 1}of${shardCount}.bin`);
-  const weightsManifest = [{ paths, weights: weightSpecs }];
-  return { json: { format: 'layers-model', modelTopology, weightsManifest }, shards };
-}
-
 /** @returns the hash that the experiment needs. */
-function write({ json, shards }: Written): string {
-  const text = JSON.stringify(json);
-  writeFileSync(file, text);
-  const hash = createHash('sha256').update(text);
-  for (const [i, path] of json.weightsManifest.flatMap(({ paths }) => paths).entries()) {
-    writeFileSync(join(folder, path), shards[i]!);
-    hash.update(shards[i]!);
-  }
-  return hash.digest('hex');
-}
+const write = (files: WrittenModel) => writeModel(file, files);
 
 const inputs = {
   values: Float32Array.from({ length: 60 }, (_, i) => Math.sin(i) + (i % 3)),
@@ -150,7 +112,7 @@ const valuesOf = (model: LayersModel, name: string) => {
 describe('pretrained', () => {
   test('initial parameters come from a model of several files, and what fits nowhere is said', async () => {
     const model = withValues(original());
-    const sha256 = write(await written(model, 3));
+    const sha256 = write(await writtenModel(model, 3));
     const built = await build(experimentWith({ sha256 }));
     for (const name of ['trunk/kernel', 'trunk/bias', 'norm/gamma', 'norm/moving_variance']) {
       expect(built.tensor(name)).toEqual(valuesOf(model, name));
@@ -174,7 +136,7 @@ describe('pretrained', () => {
 
   test('frozen parameters take no part in pushes, and their averages are used and stay', async () => {
     const model = withValues(original());
-    const sha256 = write(await written(model));
+    const sha256 = write(await writtenModel(model));
     const freeze = ['trunk/*', 'norm/*'];
     const { model: built, prepared } = await build(experimentWith({ sha256, freeze }));
     const { layout } = built;
@@ -200,7 +162,7 @@ describe('pretrained', () => {
 
   test('model() gets the model of the file, to replace its head', async () => {
     const model = withValues(original());
-    const sha256 = write(await written(model));
+    const sha256 = write(await writtenModel(model));
     const given: Experiment = {
       ...experimentWith({ sha256, freeze: ['trunk/*', 'norm/*'] }),
       model: ({ tf, classCount, pretrained }) => {
@@ -221,7 +183,7 @@ describe('pretrained', () => {
   });
 
   test('fresh: true takes the architecture alone', async () => {
-    const sha256 = write(await written(withValues(original())));
+    const sha256 = write(await writtenModel(withValues(original())));
     const given: Experiment = {
       ...experimentWith({ sha256, fresh: true }),
       model: ({ pretrained }) =>
@@ -275,7 +237,7 @@ describe('pretrained', () => {
 
   test('a model for a checkpoint needs the layers alone, which the run keeps', async () => {
     const saved = withValues(original());
-    const sha256 = write(await written(saved));
+    const sha256 = write(await writtenModel(saved));
     const until = 'norm';
     const given: Experiment = {
       ...experimentWith({ sha256, until }),
@@ -345,8 +307,8 @@ describe('pretrained', () => {
 
   test('quantised weights', async () => {
     const model = withValues(original());
-    const { json } = await written(model);
-    const [{ weights }] = json.weightsManifest as [Json['weightsManifest'][0]];
+    const { json } = await writtenModel(model);
+    const [{ weights }] = json.weightsManifest as [ModelJson['weightsManifest'][0]];
     const types = ['uint8', 'uint16', 'float16', 'uint8', 'uint16', 'float16', 'uint8', 'uint8'];
     const halves: Record<string, number> = { 0.5: 0x3800, 1: 0x3c00, '-2': 0xc000 };
     const expected = new Map<string, number[]>();
@@ -373,7 +335,7 @@ describe('pretrained', () => {
 
   test("Keras 3's way of writing a model", async () => {
     const model = withValues(original());
-    const { json, shards } = await written(model);
+    const { json, shards } = await writtenModel(model);
     const tensor = (layer: string) => ({
       class_name: '__keras_tensor__',
       config: { shape: [null, 4], dtype: 'float32', keras_history: [layer, 0, 0] },
@@ -430,12 +392,12 @@ describe('pretrained', () => {
 });
 
 describe('a file that cannot be used', () => {
-  const spec = (json: Json) => json.weightsManifest[0]!.weights[0]!;
-  const topology = (json: Json) => json.modelTopology as { config: { layers: object[] } };
+  const spec = (json: ModelJson) => json.weightsManifest[0]!.weights[0]!;
+  const topology = (json: ModelJson) => json.modelTopology as { config: { layers: object[] } };
   /** What is changed, the code, and words of the message. */
   const cases: [
     string,
-    (written: { json: Json; shards: Uint8Array[] }) => unknown,
+    (written: { json: ModelJson; shards: Uint8Array[] }) => unknown,
     string,
     string,
   ][] = [
@@ -537,8 +499,8 @@ describe('a file that cannot be used', () => {
     ],
   ];
   test.each(cases)('%s', async (_, change, code, message) => {
-    const files = await written(original());
-    const { json, shards } = structuredClone(files) as { json: Json; shards: Uint8Array[] };
+    const files = await writtenModel(original());
+    const { json, shards } = structuredClone(files) as { json: ModelJson; shards: Uint8Array[] };
     change({ json, shards });
     const sha256 = write({ json, shards });
     const failed = await build(experimentWith({ sha256 })).then(
@@ -557,7 +519,7 @@ describe('a file that cannot be used', () => {
     'C:\\w',
     '',
   ])('weights at %j are not looked for', async (path) => {
-    const { json, shards } = await written(original());
+    const { json, shards } = await writtenModel(original());
     const sha256 = write({ json, shards });
     json.weightsManifest[0]!.paths[0] = path;
     writeFileSync(file, JSON.stringify(json));
@@ -568,7 +530,7 @@ describe('a file that cannot be used', () => {
   });
 
   test('files that are missing, and other ones', async () => {
-    const sha256 = write(await written(original()));
+    const sha256 = write(await writtenModel(original()));
     await expect(openPretrained(join(folder, 'no.json'), { sha256 })).rejects.toMatchObject({
       code: 'DP_DATA_MISSING',
     });

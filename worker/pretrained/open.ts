@@ -34,7 +34,7 @@ interface ReadPretrained {
  * @throws DownpourError DP_DATA_MISSING: a file is not there; DP_DATA_CORRUPT: it is damaged, truncated, too large or
  *   contradicts itself; DP_DATA_MISMATCH: it has another hash; DP_EXPERIMENT_INVALID: a model that cannot be trained.
  */
-async function readPretrained(path: string, sha256: string | null): Promise<ReadPretrained> {
+export async function readPretrained(path: string, sha256: string | null): Promise<ReadPretrained> {
   const isTensors = path.endsWith('.safetensors');
   const max = isTensors ? LIMITS.pretrainedBytesMax : LIMITS.topologyBytesMax;
   const bytes = await readWithin(path, max, `the pretrained file ${path}`);

@@ -41,6 +41,10 @@ function convert(value: unknown): unknown {
       key === 'inbound_nodes' ? nodesOf(each) : convert(each),
     ]),
   );
+  // What is not trained, the experiment says: a trunk that Keras has saved frozen could else never thaw.
+  if (isRecord(made.config) && made.config.trainable === false) {
+    made.config = { ...made.config, trainable: true };
+  }
   if (isRecord(made.config) && made.config.reset_after === true) {
     // Keras writes it beside GRU and GRUCell alone.
     made.class_name = `ResetAfter${String(made.class_name)}`;

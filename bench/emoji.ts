@@ -1,0 +1,160 @@
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { homedir, tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { initCommand } from '../cli/init/init.ts';
+import { train } from '../library/index.ts';
+import { random } from '../shared/random.ts';
+
+/**
+ * A pretrained trunk against raw pixels: pictures of emoji in seven categories, a few labels of each. The trunk is the
+ * MobileNetV2 of the npm package nsfwjs (MIT), frozen; the pictures are those of emoji-datasource-twitter (Twemoji, CC BY
+ * 4.0). Both packages are fetched into ~/.cache/downpour, and their hashes are compared. `downpour init` writes
+ * the experiments.
+ *
+ *     npx tsx bench/emoji.ts [labels a class] [seeds]
+ */
+
+const labels = Number(process.argv[2] ?? 5);
+const seeds = Number(process.argv[3] ?? 5);
+/** Test pictures of each category. The smallest category has 85 pictures. */
+const TESTS = 40;
+const STEPS = 300;
+/** Of the random numbers that choose pictures. */
+const STREAM = 1;
+
+interface NpmPackage {
+  readonly name: string;
+  readonly version: string;
+  /** The `integrity` of the registry. */
+  readonly sha512: string;
+}
+const NSFWJS: NpmPackage = {
+  name: 'nsfwjs',
+  version: '4.3.0',
+  sha512:
+    'WTKDte0vp1X97N1h34P79G/hG+sVT3+TnDz9di1WseIJR93v11E4viNX7Vg9WsO6HYoR772Nzq2iM8jo3XBZ+g==',
+};
+const EMOJI: NpmPackage = {
+  name: 'emoji-datasource-twitter',
+  version: '16.0.0',
+  sha512:
+    '7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==',
+};
+const CATEGORIES = [
+  'Activities',
+  'Animals & Nature',
+  'Food & Drink',
+  'Objects',
+  'People & Body',
+  'Smileys & Emotion',
+  'Travel & Places',
+];
+
+/** Fetches a package once. @returns the folder of its files. */
+function fetched({ name, version, sha512 }: NpmPackage): string {
+  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'downpour', name);
+  mkdirSync(folder, { recursive: true });
+  const archive = join(folder, `${name}-${version}.tgz`);
+  if (!existsSync(archive)) {
+    execFileSync('npm', ['pack', `${name}@${version}`, '--silent'], { cwd: folder });
+  }
+  const seen = createHash('sha512').update(readFileSync(archive)).digest('base64');
+  if (seen !== sha512) throw new Error(`${archive} has the hash ${seen}, not ${sha512}: remove it`);
+  if (!existsSync(join(folder, 'package'))) {
+    execFileSync('tar', ['-xzf', archive], { cwd: folder });
+  }
+  return join(folder, 'package');
+}
+
+/** The package has its files as scripts: the topology as an object, the weights as base64. @returns the model.json. */
+function writeModel(folder: string): string {
+  const load = createRequire(import.meta.url);
+  const from = join(fetched(NSFWJS), 'dist/models/mobilenet_v2');
+  const json = load(join(from, 'model.min.js'));
+  const path = join(folder, 'model.json');
+  writeFileSync(path, JSON.stringify({ format: 'layers-model', ...json }));
+  const [shard] = json.weightsManifest[0].paths;
+  const weights: string = load(join(from, 'group1-shard1of1.min.js'));
+  writeFileSync(join(folder, shard), Buffer.from(weights, 'base64'));
+  return path;
+}
+
+interface Emoji {
+  readonly image: string;
+  readonly category: string;
+  readonly has_img_twitter: boolean;
+}
+
+/** Pictures of one seed: `labels` to train, as many that nothing is chosen by, and the test pictures. */
+function writePictures(folder: string, seed: number): void {
+  const from = fetched(EMOJI);
+  const all: Emoji[] = JSON.parse(readFileSync(join(from, 'emoji.json'), 'utf8'));
+  const draw = random(seed, STREAM);
+  rmSync(folder, { recursive: true, force: true });
+  for (const category of CATEGORIES) {
+    const own = all.filter((each) => each.category === category && each.has_img_twitter);
+    // Test pictures are the same for every seed.
+    const others = own.slice(TESTS);
+    for (let i = others.length - 1; i > 0; i--) {
+      const j = draw.below(i + 1);
+      [others[i], others[j]] = [others[j]!, others[i]!];
+    }
+    const parts = {
+      train: others.slice(0, labels),
+      validation: others.slice(-Math.min(labels, 5)),
+      test: own.slice(0, TESTS),
+    };
+    for (const [part, emojis] of Object.entries(parts)) {
+      const to = join(folder, part, category);
+      mkdirSync(to, { recursive: true });
+      for (const { image } of emojis)
+        copyFileSync(join(from, 'img/twitter/64', image), join(to, image));
+    }
+  }
+}
+
+const folder = await mkdtemp(join(tmpdir(), 'downpour-emoji-'));
+try {
+  const from = writeModel(folder);
+  const data = join(folder, 'pictures');
+  const common = { data, yes: true, force: true };
+  const kinds = {
+    trunk: { from, until: 'block_10_project_BN', size: 96, frozen: true },
+    mlp: { model: 'mlp' },
+    cnn: { model: 'cnn' },
+  } as const;
+  const correct: Record<keyof typeof kinds, number[]> = { trunk: [], mlp: [], cnn: [] };
+  for (let seed = 1; seed <= seeds; seed++) {
+    writePictures(data, seed);
+    const told: string[] = [];
+    for (const kind of ['trunk', 'mlp', 'cnn'] as const) {
+      const file = join(folder, `${kind}-${seed}.mjs`);
+      await initCommand(file, { ...common, ...kinds[kind] });
+      const state = join(folder, 'state');
+      const { run } = await train(file, {
+        ...{ workers: 1, state, log: () => {} },
+        config: {
+          ...{ seed, stepsMax: STEPS, evaluateEverySteps: STEPS, averaging: { kind: 'none' } },
+          ...{ earlyStopping: { enabled: false }, schedule: { kind: 'constant' } },
+        },
+      });
+      await rm(state, { recursive: true });
+      const share = 100 * (1 - run.test!.error!);
+      correct[kind].push(share);
+      told.push(`${kind} ${share.toFixed(1)} %`);
+    }
+    console.log(`${labels} labels a class, seed ${seed}: ${told.join(', ')}`);
+  }
+  for (const [kind, shares] of Object.entries(correct)) {
+    const mean = shares.reduce((sum, share) => sum + share, 0) / shares.length;
+    console.log(
+      `${kind}: ${mean.toFixed(1)} % (${shares.map((each) => each.toFixed(1)).join(', ')})`,
+    );
+  }
+} finally {
+  await rm(folder, { recursive: true, force: true });
+}
