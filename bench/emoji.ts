@@ -23,7 +23,7 @@ const seeds = Number(process.argv[3] ?? 5);
 /** Test pictures of each category. The smallest category has 85 pictures. */
 const TESTS = 40;
 const STEPS = 300;
-/** Of the random numbers that choose pictures. */
+/** The stream of random numbers that choose pictures. */
 const STREAM = 1;
 
 interface NpmPackage {
@@ -89,24 +89,31 @@ interface Emoji {
   readonly has_img_twitter: boolean;
 }
 
-/** Pictures of one seed: `labels` to train, as many that nothing is chosen by, and the test pictures. */
+/** In an order that the seed decides. */
+function shuffled<T>(given: readonly T[], seed: number): T[] {
+  const draw = random(seed, STREAM);
+  const items = [...given];
+  for (let i = items.length - 1; i > 0; i--) {
+    const j = draw.below(i + 1);
+    [items[i], items[j]] = [items[j]!, items[i]!];
+  }
+  return items;
+}
+
+/** Pictures of one seed: `labels` to train, a few by which nothing is chosen, and the test pictures. */
 function writePictures(folder: string, seed: number): void {
   const from = fetched(EMOJI);
   const all: Emoji[] = JSON.parse(readFileSync(join(from, 'emoji.json'), 'utf8'));
-  const draw = random(seed, STREAM);
   rmSync(folder, { recursive: true, force: true });
   for (const category of CATEGORIES) {
     const own = all.filter((each) => each.category === category && each.has_img_twitter);
-    // Test pictures are the same for every seed.
-    const others = own.slice(TESTS);
-    for (let i = others.length - 1; i > 0; i--) {
-      const j = draw.below(i + 1);
-      [others[i], others[j]] = [others[j]!, others[i]!];
-    }
+    // Test pictures are the same for every seed. The file has emoji that are alike side by side.
+    const mixed = shuffled(own, 0);
+    const others = shuffled(mixed.slice(TESTS), seed);
     const parts = {
       train: others.slice(0, labels),
       validation: others.slice(-Math.min(labels, 5)),
-      test: own.slice(0, TESTS),
+      test: mixed.slice(0, TESTS),
     };
     for (const [part, emojis] of Object.entries(parts)) {
       const to = join(folder, part, category);
