@@ -135,7 +135,8 @@ function before(layer: Layer): Layer | null {
 function lastFeatures(model: LayersModel, from: string): Layer {
   const way: Layer[] = [];
   const { sourceLayer } = model.outputs[0]!;
-  for (let layer: Layer | null = sourceLayer; layer !== null; layer = before(layer)) way.push(layer);
+  for (let layer: Layer | null = sourceLayer; layer !== null; layer = before(layer))
+    way.push(layer);
   const hasWeights = (layers: readonly Layer[]) => layers.some(({ weights }) => weights.length > 0);
   const places = way.findIndex((layer, i) => {
     const [, height, width, ...others] = layer.outputShape as (number | null)[];
