@@ -3,6 +3,7 @@ import * as tf from '@tensorflow/tfjs-core';
 import { layers as tfl } from '@tensorflow/tfjs-layers';
 import { initializers, layers as own } from '../../worker/layers.ts';
 import { drawNoise, type NoiseSource, withSeed } from '../../worker/noise.ts';
+import { adaptRecurrent } from '../../worker/recurrent/adapt.ts';
 import { apart, type Draw, type GradientCase, layer, op, uniform } from './gradient-check.ts';
 
 const WHOLE_SIZE = [2, 3, 4];
@@ -12,6 +13,12 @@ const ANY = uniform(WHOLE_SIZE);
 const APART = apart(WHOLE_SIZE);
 
 type Unary = (x: tf.Tensor) => tf.Tensor;
+
+/** The layer as a model has it. */
+function wholeSequence(layer: tfl.Layer): tfl.Layer {
+  adaptRecurrent(layer, { noise: drawNoise });
+  return layer;
+}
 
 const ELEMENTWISE: readonly (readonly [name: string, x: Draw, f: Unary])[] = [
   ['abs', APART, (x) => tf.abs(x)],
@@ -505,6 +512,24 @@ const LAYERS: readonly GradientCase[] = [
   layer(
     'bidirectional',
     () => tfl.bidirectional({ layer: tfl.gru({ units: 2 }), mergeMode: 'concat' }),
+    SEQUENCE,
+  ),
+  layer(
+    'LSTM whose steps are one operation',
+    () => wholeSequence(tfl.lstm({ units: 3, returnSequences: true, goBackwards: true })),
+    SEQUENCE,
+  ),
+  layer(
+    'GRU whose steps are one operation',
+    () => wholeSequence(tfl.gru({ units: 5, recurrentActivation: 'sigmoid' })),
+    SEQUENCE,
+  ),
+  layer(
+    'simpleRNN cells, two, whose steps are one operation',
+    () =>
+      wholeSequence(
+        tfl.rnn({ cell: [2, 3].map((units) => tfl.simpleRNNCell({ units })) as never }),
+      ),
     SEQUENCE,
   ),
   layer('timeDistributed', () => tfl.timeDistributed({ layer: tfl.dense({ units: 2 }) }), SEQUENCE),

@@ -29,6 +29,8 @@ interface Case {
   readonly classCount?: number | null;
   /** Inputs are whole numbers below this one, for an embedding. */
   readonly ids?: number;
+  /** An example has a target at each of so many places; default: one. */
+  readonly places?: number;
   /** What `execution` says in the end. */
   readonly execution?: RegExp;
 }
@@ -199,6 +201,19 @@ const CASES: Readonly<Record<string, Case>> = {
       }),
     inputShape: [5, 2],
   },
+  'a model of characters: whole numbers as inputs, a class for each place': {
+    model: ({ tf, inputShape, classCount }) =>
+      tf.sequential({
+        layers: [
+          tf.layers.embedding({ inputDim: 7, outputDim: 4, inputLength: inputShape[0]! }),
+          tf.layers.lstm({ units: 3, returnSequences: true }),
+          tf.layers.dense({ units: classCount }),
+        ],
+      }),
+    inputShape: [5],
+    ids: 7,
+    places: 5,
+  },
   'noise on inputs, on weights and in units': {
     model: ({ tf, inputShape, classCount }) =>
       tf.sequential({
@@ -289,12 +304,12 @@ const CASES: Readonly<Record<string, Case>> = {
   },
 };
 
-function examples({ inputShape = [6], classCount = 3, ids }: Case): PreparedData {
+function examples({ inputShape = [6], classCount = 3, ids, places = 1 }: Case): PreparedData {
   const draw = random(11, 1);
   const count = 60;
   const size = inputShape.reduce((product, d) => product * d, 1);
   const targets = classCount
-    ? Int32Array.from({ length: count }, () => draw.below(classCount))
+    ? Int32Array.from({ length: count * places }, () => draw.below(classCount))
     : Float32Array.from({ length: count }, () => draw.normal());
   const inputs = Float32Array.from({ length: count * size }, () =>
     ids === undefined ? draw.normal() : draw.below(ids),
@@ -304,7 +319,7 @@ function examples({ inputShape = [6], classCount = 3, ids }: Case): PreparedData
       train: {
         count,
         inputs: { values: inputs, shape: [count, ...inputShape] },
-        targets: { values: targets, shape: [count] },
+        targets: { values: targets, shape: places > 1 ? [count, places] : [count] },
       },
       ...(classCount ? { classCount } : {}),
       source: 'made up',

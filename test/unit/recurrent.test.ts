@@ -3,6 +3,7 @@ import * as fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { random } from '../../shared/random.ts';
 import { openEngine } from '../../worker/engine.ts';
+import { layers } from '../../worker/layers.ts';
 import { drawNoise, type NoiseRequest } from '../../worker/noise.ts';
 import { adaptRecurrent } from '../../worker/recurrent/adapt.ts';
 import { withFirstGradientsOnly } from '../../worker/recurrent/recurrence.ts';
@@ -92,7 +93,7 @@ describe.each(['cpu', 'wasm'] as const)(
 
     const activations = fc.constantFrom('tanh', 'sigmoid', 'relu', 'hardSigmoid', 'linear');
     const options = fc.record({
-      kind: fc.constantFrom('lstm', 'gru', 'simpleRNN'),
+      kind: fc.constantFrom('lstm', 'gru', 'resetAfterGru', 'simpleRNN'),
       activation: fc.oneof(
         { weight: 2, arbitrary: fc.constant('tanh') },
         { weight: 1, arbitrary: activations },
@@ -117,16 +118,18 @@ describe.each(['cpu', 'wasm'] as const)(
       fc.assert(
         fc.property(options, ({ kind, mask, initial, cells, shape, units, ...args }) => {
           const cellArgs = { units, recurrentInitializer: 'glorotUniform', ...args } as never;
-          const cell = { lstm: 'lstmCell', gru: 'gruCell', simpleRNN: 'simpleRNNCell' }[kind];
+          const cell = `${kind}Cell`;
           const make = () =>
-            (cells === 1
-              ? tf.layers[kind as 'lstm'](cellArgs)
-              : tf.layers.rnn({
-                  ...(args as object),
-                  cell: Array.from({ length: cells }, () =>
-                    tf.layers[cell as 'lstmCell'](cellArgs),
-                  ),
-                } as never)) as Layer;
+            (kind === 'resetAfterGru'
+              ? layers.resetAfterGru(cellArgs)
+              : cells === 1
+                ? tf.layers[kind as 'lstm'](cellArgs)
+                : tf.layers.rnn({
+                    ...(args as object),
+                    cell: Array.from({ length: cells }, () =>
+                      tf.layers[cell as 'lstmCell'](cellArgs),
+                    ),
+                  } as never)) as Layer;
           const bits = Float32Array.from(
             { length: shape.batch * shape.steps },
             (_, i) => ((mask ?? 0) >> i) & 1,
@@ -136,7 +139,9 @@ describe.each(['cpu', 'wasm'] as const)(
             {
               shape,
               ...(mask === null ? {} : { mask: tf.tensor(bits, [shape.batch, shape.steps]) }),
-              initialStates: initial ? cells * (kind === 'lstm' ? 2 : 1) : 0,
+              initialStates: initial
+                ? (kind === 'resetAfterGru' ? 1 : cells) * (kind === 'lstm' ? 2 : 1)
+                : 0,
             },
             units,
           );
@@ -256,12 +261,12 @@ describe.each(['cpu', 'wasm'] as const)(
       ) => Layer) {
         static readonly className = 'OwnCell';
       }
-      const layers = [
+      const unknown = [
         tf.layers.lstm({ units: 2, stateful: true, batchInputShape: [1, 3, 2] }),
         tf.layers.gru({ units: 2, activation: 'elu' }),
         tf.layers.rnn({ cell: new Own({ units: 2 }) as never }),
       ] as Layer[];
-      for (const layer of layers) {
+      for (const layer of unknown) {
         adaptRecurrent(layer, { noise: drawNoise });
         expect(Object.hasOwn(layer, 'call')).toBe(false);
       }

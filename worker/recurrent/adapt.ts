@@ -1,12 +1,12 @@
 import type { NoiseSource } from '../noise.ts';
 import { isLibraryClass, type Layer, type Tensor, tf } from '../tf.ts';
 import { ACTIVATIONS } from './activations.ts';
-import { gruCell, lstmCell, type RecurrentCell, simpleCell } from './cells.ts';
+import { gruCell, lstmCell, type RecurrentCell, resetAfterGruCell, simpleCell } from './cells.ts';
 import { recurrence } from './recurrence.ts';
 
 /**
  * Makes tfjs-layers' own recurrent layers compute all steps as one operation (`recurrence.ts`): `lstm`, `gru`,
- * `simpleRNN`, and `rnn` with one of their cells or a stack of them. What the user's model is stays as it is; a layer
+ * `simpleRNN`, our `resetAfterGru`, and `rnn` with one of their cells or a stack of them. What the user's model is stays as it is; a layer
  * that has something unusual goes on as TensorFlow.js has it.
  */
 
@@ -39,7 +39,7 @@ interface RnnKwargs {
   readonly initialState?: Tensor[] | null;
 }
 
-const LAYERS: ReadonlySet<string> = new Set(['LSTM', 'GRU', 'SimpleRNN', 'RNN']);
+const LAYERS: ReadonlySet<string> = new Set(['LSTM', 'GRU', 'ResetAfterGRU', 'SimpleRNN', 'RNN']);
 
 /** @param source of dropout, which a recorded step is fed. */
 export function adaptRecurrent(layer: Layer, source: { readonly noise: NoiseSource }): void {
@@ -87,7 +87,7 @@ function run(
       fused[i]!,
       {
         z: inputGates(cell, output, draw(cell.dropout, [output.shape[0]!, output.shape[2]!])),
-        weights: cell.recurrentKernel.read(),
+        weights: recurrentWeights(cell),
         initial: initialState?.slice(unread, unread + stateCount) ?? null,
         mask,
         dropout: draw(cell.recurrentDropout, [x.shape[0]!, cell.units]),
@@ -107,13 +107,26 @@ function run(
 }
 
 /** x·W + b of all steps as one product, shape [T, B, gates]. @param x shape [B, T, D]. @param dropout [B, D]. */
-function inputGates({ kernel, bias }: LibraryCell, x: Tensor, dropout: Tensor | null): Tensor {
+function inputGates(cell: LibraryCell, x: Tensor, dropout: Tensor | null): Tensor {
+  const { kernel, bias } = cell;
   const [batch, steps, width] = x.shape as [number, number, number];
   const byTime = tf.transpose(x, [1, 0, 2]);
   const dropped = dropout ? tf.mul(byTime, dropout) : byTime;
   const product = tf.matMul(tf.reshape(dropped, [steps * batch, width]), kernel.read());
-  const z = bias ? tf.add(product, bias.read()) : product;
+  const own = bias && (resetsAfter(cell) ? tf.slice(bias.read(), [0, 0], [1, -1]) : bias.read());
+  const z = own ? tf.add(product, own) : product;
   return tf.reshape(z, [steps, batch, z.shape[1]!]);
+}
+
+const resetsAfter = (cell: LibraryCell) => cell.getClassName() === 'ResetAfterGRUCell';
+
+/** As `resetAfterGruCell` has them where the cell is one: with the recurrent bias as the last row. */
+function recurrentWeights(cell: LibraryCell): Tensor {
+  const weights = cell.recurrentKernel.read();
+  if (!resetsAfter(cell)) return weights;
+  const row: [number, number] = [1, weights.shape[1]!];
+  const bias = cell.bias ? tf.slice(cell.bias.read(), [1, 0], row) : tf.zeros(row);
+  return tf.concat([weights, bias], 0);
 }
 
 /** @param mask shape [B, T] or [B, T, 1]. @returns float32 0 or 1, shape [T, B, 1]. */
@@ -134,5 +147,6 @@ function fusedCell(cell: LibraryCell): RecurrentCell | null {
   if (kind === 'SimpleRNNCell') return simpleCell(activation);
   if (!gate) return null;
   if (kind === 'LSTMCell') return lstmCell(activation, gate);
+  if (kind === 'ResetAfterGRUCell') return resetAfterGruCell(activation, gate);
   return kind === 'GRUCell' ? gruCell(activation, gate) : null;
 }

@@ -9,6 +9,7 @@ import type { WasmCell } from './sequence.ts';
 export interface RecurrentCell {
   /** Tensors of shape [B, H] that go from step to step; the first is the output. */
   readonly stateCount: number;
+  readonly gateCount: number;
   /** How the wasm engine has all of its steps at once; null: it does not. */
   readonly wasm: WasmCell | null;
   /**
@@ -47,6 +48,7 @@ interface CellBack {
 export function lstmCell(activation: Activation, gate: Activation): RecurrentCell {
   return {
     stateCount: 2,
+    gateCount: 4,
     wasm: wasmCell('lstm', activation, gate),
     step(z, [h, c], weights) {
       const [zi, zf, zg, zo] = tf.split(tf.add(z, tf.matMul(h!, weights)), 4, 1) as Four;
@@ -56,7 +58,7 @@ export function lstmCell(activation: Activation, gate: Activation): RecurrentCel
       return { state: [tf.mul(o, a), next], kept: [h!, c!, i, f, g, o, a] };
     },
     back([dh, dcNext], kept, weights, first) {
-      const [, c, i, f, g, o, a] = kept as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
+      const [, c, i, f, g, o, a] = kept as Tensor[] as Seven;
       const through = activation.back(tf.mul(dh!, o), a);
       const dc = dcNext ? tf.add(dcNext, through) : through;
       const dz = tf.concat(
@@ -86,6 +88,7 @@ export function gruCell(activation: Activation, gate: Activation): RecurrentCell
   };
   return {
     stateCount: 1,
+    gateCount: 3,
     wasm: wasmCell('gru', activation, gate),
     step(z, [h], weights) {
       const [gateWeights, candidateWeights] = parts(weights);
@@ -99,15 +102,7 @@ export function gruCell(activation: Activation, gate: Activation): RecurrentCell
       return { state: [tf.add(g, tf.mul(u, d))], kept: [h!, gates, u, r, rh, g, d] };
     },
     back([dh], kept, weights, first) {
-      const [h, gates, u, r, , g, d] = kept as [
-        Tensor,
-        Tensor,
-        Tensor,
-        Tensor,
-        Tensor,
-        Tensor,
-        Tensor,
-      ];
+      const [h, gates, u, r, , g, d] = kept as Tensor[] as Seven;
       const [gateWeights, candidateWeights] = parts(weights);
       const straight = tf.mul(dh!, u);
       const dCandidate = activation.back(tf.sub(dh!, straight), g);
@@ -132,10 +127,62 @@ export function gruCell(activation: Activation, gate: Activation): RecurrentCell
   };
 }
 
+/**
+ * The gated recurrent unit of Keras, cuDNN and PyTorch, whose reset gate comes after the product (`resetAfterGru` of
+ * worker/reset-after-gru.ts). The recurrent weights have the recurrent bias as one more row: shape [H + 1, 3 H].
+ */
+export function resetAfterGruCell(activation: Activation, gate: Activation): RecurrentCell {
+  const parts = (weights: Tensor) =>
+    tf.split(weights, [weights.shape[0]! - 1, 1], 0) as [Tensor, Tensor];
+  return {
+    stateCount: 1,
+    gateCount: 3,
+    wasm: null,
+    step(z, [h], weights) {
+      const [own, bias] = parts(weights);
+      const units = h!.shape[1]!;
+      const split = (x: Tensor) => tf.split(x, [2 * units, units], 1) as [Tensor, Tensor];
+      const [zGates, zCandidate] = split(z);
+      const [hGates, hCandidate] = split(tf.add(tf.matMul(h!, own), bias));
+      const gates = gate.apply(tf.add(zGates, hGates));
+      const [u, r] = tf.split(gates, 2, 1) as [Tensor, Tensor];
+      const g = activation.apply(tf.add(zCandidate, tf.mul(r, hCandidate)));
+      const d = tf.sub(h!, g);
+      return {
+        state: [tf.add(g, tf.mul(u, d))],
+        kept: [h!, gates, u, r, hCandidate, g, d],
+      };
+    },
+    back([dh], kept, weights, first) {
+      const [, gates, u, r, hCandidate, g, d] = kept as Tensor[] as Seven;
+      const straight = tf.mul(dh!, u);
+      const dCandidate = activation.back(tf.sub(dh!, straight), g);
+      const dGates = gate.back(
+        tf.concat([tf.mul(dh!, d), tf.mul(dCandidate, hCandidate)], 1),
+        gates,
+      );
+      const dz = tf.concat([dGates, dCandidate], 1);
+      if (first) return { dz, dState: null };
+      const byState = tf.concat([dGates, tf.mul(dCandidate, r)], 1);
+      const [own] = parts(weights);
+      return { dz, dState: [tf.add(straight, tf.matMul(byState, own, false, true))] };
+    },
+    weightsGradient(dz, kept) {
+      const units = dz.shape[2]! / 3;
+      const [dGates, dCandidate] = tf.split(dz, [2 * units, units], 2) as [Tensor, Tensor];
+      const reset = tf.stack(kept.map((each) => each[3]!));
+      const byState = tf.concat([dGates, tf.mul(dCandidate, reset)], 2);
+      const bias = tf.reshape(tf.sum(byState, [0, 1]), [1, 3 * units]);
+      return tf.concat([product(tf.stack(kept.map(([h]) => h!)), byState), bias], 0);
+    },
+  };
+}
+
 /** h = f(z + h·U) (Deep Learning §10.2). */
 export function simpleCell(activation: Activation): RecurrentCell {
   return {
     stateCount: 1,
+    gateCount: 1,
     wasm: null,
     step(z, [h], weights) {
       const next = activation.apply(tf.add(z, tf.matMul(h!, weights)));
@@ -156,6 +203,7 @@ function wasmCell(kind: WasmCell['kind'], activation: Activation, gate: Activati
 }
 
 type Four = [Tensor, Tensor, Tensor, Tensor];
+type Seven = [...Four, Tensor, Tensor, Tensor];
 
 /** aᵀ·b over all steps and examples, shapes [T, B, H] and [T, B, G]: one product. */
 function product(a: Tensor, b: Tensor): Tensor {

@@ -52,7 +52,7 @@ function order(z: Tensor, { backwards }: RecurrenceOptions): number[] {
 /** @returns `value` is what `partsOf` takes apart; `kept` is by step, in the order in which they are computed. */
 function forward(cell: RecurrentCell, inputs: RecurrenceInputs, options: RecurrenceOptions) {
   const { z, weights, initial, mask, dropout } = inputs;
-  const shape: [number, number] = [z.shape[1]!, weights.shape[0]!];
+  const shape: [number, number] = [z.shape[1]!, z.shape[2]! / cell.gateCount];
   const zeros = initial ? null : tf.zeros(shape);
   let state = initial ?? Array.from({ length: cell.stateCount }, () => zeros!);
   const zs = tf.unstack(z);

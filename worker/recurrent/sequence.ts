@@ -5,7 +5,7 @@ import type { Tensor } from '../tf.ts';
 export interface RecurrenceInputs {
   /** The input's part of the gates, shape [T, B, G·H]; T is at least 1. */
   readonly z: Tensor;
-  /** Recurrent, shape [H, G·H]. */
+  /** Recurrent, shape [H, G·H], or as its cell says. */
   readonly weights: Tensor;
   /** The states at the beginning, each of shape [B, H]; null: zeros. */
   readonly initial: readonly Tensor[] | null;
