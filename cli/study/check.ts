@@ -64,33 +64,36 @@ export async function checkCommand(file: string, options: CheckCommandOptions): 
   const { data, prepared: whole } = await prepareExperiment(name, experiment, config, {
     ...{ folder, log },
   });
-  const prepared = await inMemorySample(whole, SAMPLE_ROWS);
-  const chosen =
-    wanted === 'auto' ? await chosenEngine(engine, experiment, config, prepared) : null;
-  if (!json) print(`${name}: ${prepared.source}; ${chosen ?? `engine ${engine.name}`}`);
-  if (whole.train.stored) add(sampleFinding(whole, prepared));
-  await checkExperiment({
-    ...{ experiment, config, prepared, steps, counts: countsOf(whole), onFinding: add },
-    updater: (layout, initial) => createUpdater(layout, config, initial),
-  });
-  if (options.throughput) add(await checkThroughput(experiment, config, prepared));
-  if (options.tiny) {
-    const initial = findings.find(({ check }) => check === 'initial-loss');
-    const loss = Number(initial?.numbers.loss);
-    const initialLoss = Number.isFinite(loss) ? loss : 0;
-    const interruption = untilInterrupted();
-    const { signal } = interruption;
-    try {
-      const what = { file, experiment, base, config, data, prepared, initialLoss };
-      add(await checkTiny({ ...what, options, signal, log }));
-    } catch (error) {
-      if (signal.aborted) return EXIT.interrupted;
-      throw error;
-    } finally {
-      interruption.dispose();
+  try {
+    const prepared = await inMemorySample(whole, SAMPLE_ROWS);
+    const chosen =
+      wanted === 'auto' ? await chosenEngine(engine, experiment, config, prepared) : null;
+    if (!json) print(`${name}: ${prepared.source}; ${chosen ?? `engine ${engine.name}`}`);
+    if (whole.train.stored) add(sampleFinding(whole, prepared));
+    await checkExperiment({
+      ...{ experiment, config, prepared, steps, counts: countsOf(whole), onFinding: add },
+      updater: (layout, initial) => createUpdater(layout, config, initial),
+    });
+    if (options.throughput) add(await checkThroughput(experiment, config, prepared));
+    if (options.tiny) {
+      const initial = findings.find(({ check }) => check === 'initial-loss');
+      const loss = Number(initial?.numbers.loss);
+      const initialLoss = Number.isFinite(loss) ? loss : 0;
+      const interruption = untilInterrupted();
+      const { signal } = interruption;
+      try {
+        const what = { file, experiment, base, config, data, prepared, initialLoss };
+        add(await checkTiny({ ...what, options, signal, log }));
+      } catch (error) {
+        if (signal.aborted) return EXIT.interrupted;
+        throw error;
+      } finally {
+        interruption.dispose();
+      }
     }
+  } finally {
+    await closeSources(whole, tell);
   }
-  await closeSources(whole, tell);
   const known = findings.map(({ check }) => check);
   const unknown = accept.filter((check) => !known.includes(check));
   if (unknown.length > 0) {

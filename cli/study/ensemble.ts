@@ -9,6 +9,7 @@ import { writeWhole } from '../../study/record.ts';
 import { writeReport } from '../../study/report.ts';
 import type { Trial } from '../../study/study.ts';
 import { toldReport, trialsReport } from '../../study/telling.ts';
+import { closeSources } from '../../worker/data/stored.ts';
 import { experimentName, loadExperiment } from '../../worker/experiment.ts';
 import { outputNamed, outputsOf } from '../../worker/outputs.ts';
 import { loadData } from '../../worker/prepare.ts';
@@ -148,6 +149,8 @@ async function checkMembers(
     folder: resolve(options.data ?? 'data'),
     log: () => {},
   });
+  // Nothing is read: what the data are like is known.
+  await closeSources(data, tell);
   const known = { ...data, classCount: data.classCount ?? null };
   const { classCount, loss } = outputNamed(outputsOf(experiment, known), options.output);
   const isNumbers = classCount === null && loss !== 'sigmoidCrossEntropy';

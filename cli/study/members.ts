@@ -13,7 +13,7 @@ import { rowSize } from '../../worker/data/columns.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { type KnownData, mustBeDataOf } from '../../worker/data/facts.ts';
 import { prepareAny } from '../../worker/data/prepare-stored.ts';
-import { collect } from '../../worker/data/stored.ts';
+import { closeSources, collect } from '../../worker/data/stored.ts';
 import { openEngine } from '../../worker/engine.ts';
 import {
   type Experiment,
@@ -110,6 +110,19 @@ export async function examineMembers(
 ): Promise<Examination> {
   await openEngine(options.engine === undefined ? {} : { engine: engineOf(options.engine) });
   const experiments = new Experiments(options);
+  try {
+    return await examine(usedServer, sources, options, experiments);
+  } finally {
+    await experiments.close();
+  }
+}
+
+async function examine(
+  usedServer: UsedServer,
+  sources: readonly MemberSource[],
+  options: ExamineOptions,
+  experiments: Experiments,
+): Promise<Examination> {
   const asked: AskedMember[] = [];
   let features: { validation: Features | null; test: Features | null } = {
     validation: null,
@@ -233,6 +246,14 @@ class Experiments {
       prepared,
       model: await buildModel(experiment, config, prepared, { later }),
     };
+  }
+
+  /** Closes the sources of all data. */
+  async close(): Promise<void> {
+    for (const loading of this.#data.values()) {
+      const loaded = await loading.catch(() => null);
+      if (loaded) await closeSources(loaded.data, tell);
+    }
   }
 
   async #pathOf(name: string): Promise<string> {

@@ -135,9 +135,14 @@ async function factsOfNow(
   const { prepareExperiment } = await import('../../worker/prepare.ts');
   const { factsOf, mustBeDataOf } = await import('../../worker/data/facts.ts');
   const { standardisedAnew } = await import('./trained.ts');
+  const { closeSources } = await import('../../worker/data/stored.ts');
   tell(standardisedAnew(facts.run));
   const where = { folder, log: tell };
   const { prepared } = await prepareExperiment(facts.experiment, experiment, facts.config, where);
-  mustBeDataOf(data, prepared);
-  return factsOf(prepared);
+  try {
+    mustBeDataOf(data, prepared);
+    return factsOf(prepared);
+  } finally {
+    await closeSources(prepared, tell);
+  }
 }

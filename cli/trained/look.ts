@@ -48,7 +48,7 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
       out: options.out ?? `looks/${trained.facts.run}`,
     });
   } finally {
-    trained.model.dispose();
+    await trained.close();
   }
 }
 

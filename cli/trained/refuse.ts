@@ -46,7 +46,7 @@ export async function refuseCommand(file: string, options: RefuseOptions): Promi
       out: options.out ?? `refusals/${run}`,
     });
   } finally {
-    trained.model.dispose();
+    await trained.close();
   }
 }
 

@@ -8,6 +8,7 @@ import type { SampledRun } from '../../study/observations.ts';
 import { answersOfEach } from '../../worker/answers.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { mustBeDataOf } from '../../worker/data/facts.ts';
+import { closeSources } from '../../worker/data/stored.ts';
 import { openEngine } from '../../worker/engine.ts';
 import {
   type Experiment,
@@ -52,6 +53,8 @@ export interface TrainedModel {
   readonly observed: Observations | null;
   /** What is known of the run, beside what was sampled; null: the checkpoint is a file. */
   readonly sampledRun: SampledRun | null;
+  /** Gives back what the model takes on the device, and closes the sources of the data. */
+  close(): Promise<void>;
 }
 
 /**
@@ -118,10 +121,19 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
       log: () => {},
       facts: data.facts,
     });
-    mustBeDataOf(data, prepared);
-    const model = await buildModel(experiment, config, prepared, { later: data.facts ?? {} });
-    model.load(vectorOf(model.layout, tensors));
-    return { facts, note, experiment, config, prepared, model, observed, sampledRun };
+    try {
+      mustBeDataOf(data, prepared);
+      const model = await buildModel(experiment, config, prepared, { later: data.facts ?? {} });
+      model.load(vectorOf(model.layout, tensors));
+      const close = () => {
+        model.dispose();
+        return closeSources(prepared, tell);
+      };
+      return { facts, note, experiment, config, prepared, model, observed, sampledRun, close };
+    } catch (error) {
+      await closeSources(prepared, tell);
+      throw error;
+    }
   } finally {
     await remove();
   }

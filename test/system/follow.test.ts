@@ -197,6 +197,11 @@ const CASES = Object.entries(COMMANDS).flatMap(([command, [args, cells]]) =>
 const ROWS: Partial<Record<Kind, object>> = {
   fields: { town: 3, east: 0.5, north: -0.25 },
 };
+/** The sources that the experiment of this kind has opened in this process, and that are not closed. */
+const openSources = () => (globalThis as { openSources?: Set<unknown> }).openSources ?? new Set();
+/** Those of the worker in this process, which keeps its run's until it has another one. */
+const HELD_MAX = 3;
+
 const row = (kind: Kind) => ROWS[kind] ?? { inputs_0: 0.5, inputs_1: -0.25 };
 
 /**
@@ -233,6 +238,7 @@ describe('each command on each kind of experiment', { timeout: 60_000 }, () => {
     }
     expect(err.match(/^error.*/m)).toBeNull();
     expect(out).toMatch(cell);
+    await until('sources are closed', () => openSources().size <= HELD_MAX);
     expect(code).toBe(EXIT.ok);
   });
 });
