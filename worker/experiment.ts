@@ -166,6 +166,9 @@ export type LossName =
  */
 export type Measure = (targets: Tensor, predictions: Tensor) => Tensor;
 
+/** A table of rows, as `tables` of the configuration has it; what is left out has its default. */
+export type GivenTable = NonNullable<PartialConfig['tables']>[string];
+
 /** An experiment. Its name is that of its file: `mnist-mlp.ts` is `mnist-mlp`. */
 export interface Experiment {
   readonly data: (args: DataArguments) => GivenData | Promise<GivenData>;
@@ -191,6 +194,11 @@ export interface Experiment {
    * objective, and for models and losses without code of the user's.
    */
   readonly record?: boolean;
+  /**
+   * Large tables of which a minibatch uses a few rows, by name; `layers.rows` looks them up. They are defaults of
+   * `config.tables`. See docs/experiments.md.
+   */
+  readonly tables?: Readonly<Record<string, GivenTable>>;
   /** What each output's loss is multiplied with before they are added up; default 1. */
   readonly lossWeights?: Readonly<Record<string, number>>;
   /**
@@ -296,6 +304,10 @@ const FIELDS: FieldRules<keyof Experiment> = {
   record: {
     allowed: 'true or false',
     test: (v) => v === undefined || typeof v === 'boolean',
+  },
+  tables: {
+    allowed: 'an object of tables by name, each { rows, width, … }',
+    test: (v) => v === undefined || (isRecord(v) && Object.values(v).every(isRecord)),
   },
   lossWeights: {
     allowed: 'an object with a number above 0 for each output',
@@ -425,7 +437,13 @@ export function mustBeExperiment(value: unknown, where: string): Experiment {
       `the experiment ${where} is not valid:\n${problems.map((p) => `  ${p}`).join('\n')}`,
     );
   }
-  return withPretrained(value as unknown as Experiment, where);
+  return withTables(withPretrained(value as unknown as Experiment, where));
+}
+
+/** Tables are a part of the configuration, which the server has. */
+function withTables(experiment: Experiment): Experiment {
+  const { tables, config } = experiment;
+  return tables ? { ...experiment, config: { ...config, tables: { ...tables } } } : experiment;
 }
 
 /** Its file lies beside that of the experiment, and what is not trained is a group like any other. */

@@ -9,6 +9,7 @@ import {
 } from './image-layers.ts';
 import { drawNoise, type NoiseSource } from './noise.ts';
 import { resetAfterGru } from './reset-after-gru.ts';
+import { rows } from './rows/layer.ts';
 import {
   type Layer,
   type LayerArguments,
@@ -479,7 +480,16 @@ const sparse = (args?: SparseArguments) => new SparseNormal(args);
 const echoState = (args?: EchoStateArguments) => new EchoState(args);
 
 export const layers = {
-  ...{ hidden, noisyReLU, weightNoise, trained, adaptivePooling, rowsAndColumns, resetAfterGru },
+  ...{
+    hidden,
+    noisyReLU,
+    weightNoise,
+    trained,
+    adaptivePooling,
+    rowsAndColumns,
+    resetAfterGru,
+    rows,
+  },
   ...{ globalContrast: globalContrastLayer, localContrast: localContrastLayer },
 };
 export const initializers = { sparse, echoState };

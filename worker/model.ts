@@ -2,6 +2,7 @@ import type { RunConfig } from '../shared/config.ts';
 import { frozenAt, groupsOf, layoutWhile, type ParameterGroups } from '../shared/groups.ts';
 import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../shared/layout.ts';
 import type { ErrorMeasure } from '../shared/protocol.ts';
+import { rowShapes } from '../shared/tables.ts';
 import { type ChangeOptions, changed, isForEvaluations, shapeAfter } from './batch.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { collect } from './data/stored.ts';
@@ -12,16 +13,23 @@ import { mustBeIds } from './ids.ts';
 import { errorMeasureOf } from './losses.ts';
 import { measuresOf } from './measures.ts';
 import { buildInstance, checkNumbers, type LoadedLater, spreadRows } from './model/build.ts';
-import { type DataShape, dataShape, type ModelData, targetsOf } from './model/data-shape.ts';
+import {
+  type DataShape,
+  dataShape,
+  invalid,
+  type ModelData,
+  targetsOf,
+} from './model/data-shape.ts';
 import { type Goal, goalOfMeasures, goalOfObjective } from './model/goal.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
-import { observableLayers } from './model/layers-model.ts';
+import { observableLayers, rowBindings } from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
 import { ModelSteps, type Step } from './model/steps.ts';
 import { asRows, countOf, fieldTensors, namedTensors, read, tensorsOf } from './model/tensors.ts';
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import type { PretrainedMatch } from './pretrained/pretrained.ts';
+import { type ModelRows, RowsOnDevice } from './rows/model-rows.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -117,6 +125,8 @@ export interface Model {
   outputs(minibatch: Minibatch): Promise<readonly NamedOutput[]>;
   /** What each layer gives, training mode off; empty for a function of variables. */
   activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
+  /** Its tables; absent: it has none. */
+  readonly rows?: ModelRows | undefined;
   /** Whether steps may become a recorded graph. */
   readonly records: boolean;
   /** How steps are computed: `graph`, or `operations`, possibly with why. */
@@ -151,9 +161,12 @@ export async function buildModel(
   const changes = experiment.batch ? { batch: experiment.batch, hyperparameters } : null;
   const data =
     changes && isForEvaluations(changes.batch) ? await shapeAfter(given, changes) : given;
-  const build = (seed: number) => buildInstance(experiment, config, data, seed, later);
+  const shapes = rowShapes(config);
+  const rows = shapes.length > 0 ? new RowsOnDevice(shapes) : null;
+  const build = (seed: number) => buildInstance(experiment, config, data, seed, later, rows);
   const instance = await build(config.seed);
   try {
+    rows?.bind(bindingsOf(instance, data));
     const specs = layoutSpecs(createLayout(instance.weights.map(specOf)));
     const groups = groupsOf(config);
     const frozen = frozenAt(groups, 0);
@@ -167,8 +180,8 @@ export async function buildModel(
     const isEmpty = !('transform' in prepared && prepared.train.count > 0);
     if (objective && isEmpty) trial = tryObjective(call, data, () => null);
     if ('transform' in prepared && prepared.train.count > 0) {
-      const rows = spreadRows(prepared.train.count);
-      const sample = await collect(prepared, 'train', rows);
+      const examples = spreadRows(prepared.train.count);
+      const sample = await collect(prepared, 'train', examples);
       if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
       // What training would stop at is told before it begins.
       const trained = changes
@@ -177,8 +190,14 @@ export async function buildModel(
       const seen = isForEvaluations(changes?.batch)
         ? await changed(sample, given, data, { ...changes!, training: false, seed: 0 })
         : sample;
-      if (objective) trial = tryObjective(call, data, () => fieldTensors(trained, data));
-      else await checkNumbers(instance, seen, rows, data);
+      const placed = (minibatch: Minibatch) => rows?.tryOut(minibatch) ?? minibatch;
+      if (objective) trial = tryObjective(call, data, () => fieldTensors(placed(trained), data));
+      else await checkNumbers(instance, placed(seen), examples, data);
+    }
+    if (rows && trial.givesGradients) {
+      throw invalid(
+        `objective() returns gradients, and the experiment has tables (${shapes.map(({ name }) => name).join(', ')}): rows have the gradient of the loss alone; return no gradients, or use no tables`,
+      );
     }
     const losses = isRecord(experiment.loss) ? Object.values(experiment.loss) : [experiment.loss];
     const isForeign = instance.foreign || losses.some((loss) => typeof loss === 'function');
@@ -189,7 +208,7 @@ export async function buildModel(
       ? goalOfMeasures(measures, data)
       : goalOfObjective({ objective: objective!, hyperparameters }, trial.givesGradients);
     return new BuiltModel({
-      ...{ layout, specs, groups, frozen },
+      ...{ layout, specs, groups, frozen, rows },
       instance,
       build,
       changes,
@@ -206,6 +225,13 @@ export async function buildModel(
   }
 }
 
+/** Which layers look up rows, in all models of an experiment. */
+function bindingsOf({ layersModel, models }: Instance, data: DataShape) {
+  const all = models ? Object.values(models).map((part) => part.layersModel) : [layersModel];
+  const fields = data.fields.map(({ name }) => name);
+  return all.flatMap((model) => (model ? rowBindings(model, fields) : []));
+}
+
 const specOf = ({ name, shape, role, momentum }: TensorSpec): TensorSpec =>
   momentum === undefined ? { name, shape, role } : { name, shape, role, momentum };
 
@@ -214,6 +240,7 @@ interface BuiltModelOptions {
   readonly specs: readonly TensorSpec[];
   readonly groups: ParameterGroups | null;
   readonly frozen: readonly string[];
+  readonly rows: RowsOnDevice | null;
   readonly instance: Instance;
   /** The same model with the initial parameters of another seed. */
   readonly build: (seed: number) => Promise<Instance>;
@@ -234,6 +261,10 @@ class BuiltModel implements Model {
   readonly specs: readonly TensorSpec[];
   readonly #groups: ParameterGroups | null;
   #frozen: readonly string[];
+  readonly #rows: RowsOnDevice | null;
+  /** The rows that a training minibatch was seen to need last, with the minibatch. */
+  #seen: { readonly minibatch: Minibatch; readonly seed: number; readonly seen: Minibatch } | null =
+    null;
   #layout: Layout;
   readonly errorMeasure: ErrorMeasure;
   readonly #build: (seed: number) => Promise<Instance>;
@@ -254,6 +285,7 @@ class BuiltModel implements Model {
     this.specs = specs;
     this.#groups = groups;
     this.#frozen = frozen;
+    this.#rows = options.rows;
     this.errorMeasure = options.errorMeasure;
     this.#build = options.build;
     this.#instance = instance;
@@ -277,7 +309,8 @@ class BuiltModel implements Model {
     const parameters = new LoadedParameters(layout, weights);
     this.#graphs = graphs;
     this.#parameters = parameters;
-    this.#steps = new ModelSteps({ layout, data, parameters, goal, graphs, groups });
+    const rows = this.#rows;
+    this.#steps = new ModelSteps({ layout, data, parameters, goal, graphs, groups, rows });
   }
 
   get layout(): Layout {
@@ -346,13 +379,35 @@ class BuiltModel implements Model {
     this.#parameters.load(parameters, step, carried);
   }
 
+  get rows(): ModelRows | undefined {
+    const rows = this.#rows;
+    if (!rows) return undefined;
+    return {
+      shapes: rows.shapes,
+      keysOf: async (minibatch, seed) => rows.place(await this.#seenOf(minibatch, seed)).keys,
+      load: (loaded) => rows.load(loaded),
+      from: (source) => rows.from(source),
+    };
+  }
+
   async step(minibatch: Minibatch, seed: number): Promise<Step> {
-    const seen = this.#changes ? await this.#change(minibatch, true, seed) : minibatch;
-    return this.#steps.step(this.#instance, seen, seed);
+    const seen = await this.#seenOf(minibatch, seed);
+    this.#seen = null;
+    return this.#steps.step(this.#instance, (await this.#rows?.take(seen)) ?? seen, seed);
+  }
+
+  /** A training minibatch after `batch`. The rows of the next one are asked for before it is trained on. */
+  async #seenOf(minibatch: Minibatch, seed: number): Promise<Minibatch> {
+    if (!this.#changes) return minibatch;
+    const known = this.#seen;
+    if (known?.minibatch === minibatch && known.seed === seed) return known.seen;
+    const seen = await this.#change(minibatch, true, seed);
+    if (this.#rows) this.#seen = { minibatch, seed, seen };
+    return seen;
   }
 
   async seen(minibatch: Minibatch, seed: number): Promise<Minibatch> {
-    return this.#changes ? this.#change(minibatch, true, seed) : minibatch;
+    return this.#seenOf(minibatch, seed);
   }
 
   async measure(given: Minibatch, seed = 0): Promise<MinibatchMeasures> {
@@ -385,9 +440,10 @@ class BuiltModel implements Model {
 
   /** A minibatch as evaluations see it. */
   async #evaluated(minibatch: Minibatch, seed = 0): Promise<Minibatch> {
-    return isForEvaluations(this.#changes?.batch)
-      ? this.#change(minibatch, false, seed)
+    const seen = isForEvaluations(this.#changes?.batch)
+      ? await this.#change(minibatch, false, seed)
       : minibatch;
+    return (await this.#rows?.take(seen)) ?? seen;
   }
 
   #change(minibatch: Minibatch, training: boolean, seed: number): Promise<Minibatch> {
@@ -462,5 +518,6 @@ class BuiltModel implements Model {
     disposeInstance(this.#instance);
     this.#steps.dispose();
     this.#parameters.dispose();
+    this.#rows?.dispose();
   }
 }

@@ -2,6 +2,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { STREAMS } from '../../shared/random.ts';
+import { rowShapes } from '../../shared/tables.ts';
 import { carriedWeights } from '../carried.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
@@ -12,6 +13,7 @@ import { described } from '../minibatch-value.ts';
 import { drawNoise, type NoiseSource, seedRandom } from '../noise.ts';
 import { openArchitecture, openPretrained, packArchitecture } from '../pretrained/open.ts';
 import { fillPretrained, loadPretrained, type PretrainedFill } from '../pretrained/pretrained.ts';
+import { type RowTensors, withTables } from '../rows/layer.ts';
 import { type LayersModel, type Tensor, tf } from '../tf.ts';
 import { type DataShape, inputsOf, invalid, targetLike, targetsOf } from './data-shape.ts';
 import {
@@ -40,6 +42,7 @@ export async function buildInstance(
   data: DataShape,
   seed: number,
   later: LoadedLater | null = null,
+  tensors: RowTensors | null = null,
 ): Promise<Instance> {
   refuseVanishing();
   const { hyperparameters } = config;
@@ -58,14 +61,11 @@ export async function buildInstance(
       const mayDiffer = pretrained!.inputShape !== undefined;
       loaded = await loadPretrained(file, pretrained!.from, { fresh: isFresh, mayDiffer });
     }
-    built = await experiment.model({
-      tf,
-      seed,
-      hyperparameters,
-      inputShape: [...data.inputShape],
-      classCount: data.classCount,
-      pretrained: loaded?.model ?? null,
-    });
+    const args = {
+      ...{ tf, seed, hyperparameters, inputShape: [...data.inputShape] },
+      ...{ classCount: data.classCount, pretrained: loaded?.model ?? null },
+    };
+    built = await withTables(rowShapes(config), () => experiment.model(args));
     if (built instanceof tf.LayersModel && !built.built && !experiment.objective) {
       built.build([null, ...data.inputShape]);
     }
@@ -76,9 +76,9 @@ export async function buildInstance(
     release();
   }
   const own = experiment.objective
-    ? objectiveInstance(built, data)
+    ? objectiveInstance(built, data, tensors)
     : built instanceof tf.LayersModel
-      ? layersInstance(built, data)
+      ? layersInstance(built, data, tensors)
       : functionInstance(built as FunctionModel, data);
   for (const { variable, name } of own.weights) {
     if (variable.dtype === 'float32') continue;
@@ -231,7 +231,11 @@ export async function checkNumbers(
 }
 
 /** One model, or several by name, for an objective: what they take and give is its matter. */
-function objectiveInstance(built: unknown, data: DataShape): OwnInstance {
+function objectiveInstance(
+  built: unknown,
+  data: DataShape,
+  tensors: RowTensors | null,
+): OwnInstance {
   const isOne = built instanceof tf.LayersModel || isFunctionModel(built);
   if (!isOne && (!isRecord(built) || Object.keys(built).length === 0)) {
     throw invalid(
@@ -259,7 +263,7 @@ function objectiveInstance(built: unknown, data: DataShape): OwnInstance {
           `the model${name && ` '${name}'`} does not know the shape of its inputs: give its first layer an inputShape`,
         );
       }
-      const own = layersPart(model, prefix, true);
+      const own = layersPart(model, tensors, prefix, true);
       models[name] = own.part;
       weights.push(...own.weights);
       layersModels.push(model);

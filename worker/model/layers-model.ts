@@ -2,6 +2,8 @@ import { nearest } from '../../shared/spelling.ts';
 import { isNoisy } from '../layers.ts';
 import { drawNoise, type NoiseSource } from '../noise.ts';
 import { adaptRecurrent } from '../recurrent/adapt.ts';
+import { Rows, type RowTensors } from '../rows/layer.ts';
+import type { RowBinding } from '../rows/places.ts';
 import {
   isLibraryClass,
   type Layer,
@@ -17,10 +19,15 @@ import type { ModelPart, ModelWeight, OwnInstance } from './instance.ts';
 
 type LayerWeight = Layer['weights'][number];
 
-export function layersInstance(model: LayersModel, data: DataShape): OwnInstance {
+/** @param tensors where layers find rows of tables. */
+export function layersInstance(
+  model: LayersModel,
+  data: DataShape,
+  tensors: RowTensors | null,
+): OwnInstance {
   mustTakeInputs(model, data);
   const outputNames = outputsOf(model, data);
-  const { weights, part, foreign } = layersPart(model);
+  const { weights, part, foreign } = layersPart(model, tensors);
   return {
     weights,
     predict: (inputs, training, noise = drawNoise) => {
@@ -34,9 +41,13 @@ export function layersInstance(model: LayersModel, data: DataShape): OwnInstance
   };
 }
 
-/** @param prefix before the names of its tensors. @param counted how often it is applied in a step is counted. */
+/**
+ * @param tensors where layers find rows of tables. @param prefix before the names of its tensors.
+ * @param counted how often it is applied in a step is counted.
+ */
 export function layersPart(
   model: LayersModel,
+  tensors: RowTensors | null,
   prefix = '',
   counted = false,
 ): { readonly weights: ModelWeight[]; readonly part: ModelPart; readonly foreign: boolean } {
@@ -53,6 +64,7 @@ export function layersPart(
       adaptRecurrent(layer, source);
     }
     if (outer !== layer) adaptNoise(outer, source);
+    if (layer instanceof Rows) layer.tensors = tensors;
     const normalises = layer.getClassName() === 'BatchNormalization';
     if (normalises) adaptNormalisation(layer, path, trainableWeights);
     for (const weight of layer.weights) {
@@ -334,4 +346,30 @@ function uniqueName(name: string, names: Set<string>): string {
   for (let i = 2; names.has(unique); i++) unique = `${name}_${i}`;
   names.add(unique);
   return unique;
+}
+
+/**
+ * The fields whose ids layers look up rows by. @param fields of the data; empty: there is one input, `inputs`.
+ * @throws DownpourError DP_EXPERIMENT_INVALID: the ids are no field of the data.
+ */
+export function rowBindings(model: LayersModel, fields: readonly string[]): readonly RowBinding[] {
+  return [...walkLayers(model)].flatMap(({ layer, path }) => {
+    if (!(layer instanceof Rows)) return [];
+    const { table, maskZero, field } = layer;
+    return layer.inboundNodes.map(({ inputTensors }): RowBinding => {
+      const source = inputTensors[0]!.sourceLayer as Layer;
+      if (field === null && source.getClassName() !== 'InputLayer') {
+        throw invalid(
+          `layer '${path}' looks up rows of table '${table}' by what layer '${source.name}' gives: ids must be an input of the model, an Int32Array field of the data`,
+        );
+      }
+      if (fields.length === 0) return { table, field: 'inputs', maskZero };
+      const name = field ?? source.name;
+      if (fields.includes(name)) return { table, field: name, maskZero };
+      const near = nearest(name, fields);
+      throw invalid(
+        `layer '${path}' looks up rows of table '${table}' by the field '${name}', which the data do not have; ${near ? `did you mean '${near}'?` : `they have ${fields.join(', ')}`}: write layers.rows({ table: '${table}', field: … })`,
+      );
+    });
+  });
 }

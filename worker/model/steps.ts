@@ -1,12 +1,14 @@
 import { groupOf, type ParameterGroups } from '../../shared/groups.ts';
 import type { Layout } from '../../shared/layout.ts';
+import type { TableRows } from '../../shared/rows.ts';
 import { sizeOf } from '../data/columns.ts';
 import type { Minibatch } from '../data/examples.ts';
 import { discard } from '../discard.ts';
 import type { Fed, Graphs, Opened } from '../graph.ts';
 import { drawNoise, type NoiseSource, withSeed } from '../noise.ts';
 import { withFirstGradientsOnly } from '../recurrent/recurrence.ts';
-import { type Scalar, type Tensor, tf } from '../tf.ts';
+import type { RowsOnDevice } from '../rows/model-rows.ts';
+import { type Scalar, type Tensor, tf, type Variable } from '../tf.ts';
 import { type DataShape, hasInputs, hasTargets, invalid } from './data-shape.ts';
 import type { Goal, TrainingValues } from './goal.ts';
 import type { Instance, PlacedWeight } from './instance.ts';
@@ -18,6 +20,8 @@ export interface Step {
   readonly loss: number;
   /** Gradient of the loss with regularisation, then statistics: shape [layout.exchangedSize]. */
   readonly gradient: Float32Array;
+  /** Gradients of the rows of the minibatch, of each table; absent: the model has no tables. */
+  readonly rows?: readonly TableRows[];
   /** Gives its memory back before the garbage collector would; it must not be used afterwards. */
   discard(): void;
 }
@@ -31,6 +35,8 @@ export interface StepsOptions {
   readonly graphs: Graphs | null;
   /** Null: the run has none. */
   readonly groups: ParameterGroups | null;
+  /** Null: it has no tables. */
+  readonly rows: RowsOnDevice | null;
 }
 
 /** Gradients of minibatches at the parameters loaded. Nothing else calls `variableGrads`. */
@@ -41,14 +47,16 @@ export class ModelSteps {
   readonly #goal: Goal;
   readonly #graphs: Graphs | null;
   readonly #groups: ParameterGroups | null;
+  readonly #rows: RowsOnDevice | null;
   readonly #zeros = new Zeros();
   /** What the last step computed by operations did in JavaScript that no graph has; '': nothing. */
   #hostReads = '';
   /** The engines whose tensors do not share their memory with what is read of them. */
   readonly #readsCopies = ['tensorflow', 'wasm'].includes(tf.getBackend());
 
-  constructor({ layout, data, parameters, goal, graphs, groups }: StepsOptions) {
+  constructor({ layout, data, parameters, goal, graphs, groups, rows }: StepsOptions) {
     this.#groups = groups;
+    this.#rows = rows;
     this.#layout = layout;
     this.#data = data;
     this.#parameters = parameters;
@@ -56,7 +64,10 @@ export class ModelSteps {
     this.#graphs = graphs;
   }
 
-  /** @param minibatch borrowed until the promise resolves. @param seed of dropout and other noise. */
+  /**
+   * @param minibatch borrowed until the promise resolves; with tables, their rows have been taken.
+   * @param seed of dropout and other noise.
+   */
   async step(instance: Instance, minibatch: Minibatch, seed: number): Promise<Step> {
     // Not given back by the tidy, which would look for tensors in every element.
     let computed: Float32Array | null = null;
@@ -66,13 +77,15 @@ export class ModelSteps {
         const fed = graphs ? this.#feedsOf(minibatch) : null;
         if (!graphs || !fed) return this.#open(instance, minibatch).compute(drawNoise);
         const open = () => this.#open(instance, minibatch);
-        const key = String(fed[0]!.shape);
+        const tables = this.#rows?.fed ?? [];
+        const key = String([fed[0]!, ...tables].map(({ shape }) => shape));
         computed = graphs.run(key, fed, open);
         return null as never;
       }),
     );
     const values = computed ?? (await read(flat));
-    const gradient = values.subarray(0, this.#layout.exchangedSize);
+    const { exchangedSize } = this.#layout;
+    const gradient = values.subarray(0, exchangedSize);
     for (const weight of this.#parameters.weights) {
       const { role, offset, size, momentum, calls } = weight;
       if (role !== 'statistics' || weight.isCarried) continue;
@@ -88,8 +101,9 @@ export class ModelSteps {
       for (let i = offset; i < offset + size; i++) gradient[i]! /= share;
     }
     return {
-      loss: values[this.#layout.exchangedSize]!,
+      loss: values[exchangedSize]!,
       gradient,
+      ...(this.#rows && { rows: this.#rows.gradients(values.subarray(exchangedSize + 1)) }),
       discard: () => {
         if (this.#readsCopies) discard(values);
       },
@@ -123,6 +137,7 @@ export class ModelSteps {
         const { values, shape } = fields[name]!;
         return { values, shape: [count, ...shape] };
       }),
+      ...(this.#rows?.fed ?? []),
       ...this.#given().map((weight) => ({
         values: this.#parameters.valuesOf(weight),
         shape: weight.shape,
@@ -139,13 +154,13 @@ export class ModelSteps {
     const variables = this.#given().map(({ variable }) => variable);
     const zeros = this.#zeroShapes().map((shape) => this.#zeros.of(shape).tensor);
     return {
-      feeds: [...Object.values(fields), ...variables, ...zeros],
+      feeds: [...Object.values(fields), ...(this.#rows?.variables ?? []), ...variables, ...zeros],
       compute: (noise) => this.#gradientOf(instance, fields, noise),
       hostReads: () => this.#hostReads,
     };
   }
 
-  /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]. */
+  /** Gradient, statistics and loss behind each other, shape [layout.exchangedSize + 1]; gradients of rows follow. */
   #gradientOf(
     instance: Instance,
     fields: Readonly<Record<string, Tensor>>,
@@ -162,6 +177,8 @@ export class ModelSteps {
       const statistics = weights.filter(isMeasured);
       // From 0, one update leaves (1 − momentum) times the minibatch's own value.
       for (const { variable, shape } of statistics) variable.assign(this.#zeros.of(shape).tensor);
+      const tables = this.#rows?.variables ?? [];
+      const all = [...trained.map(({ variable }) => variable), ...tables];
       const train = () => this.#goal.train({ instance, fields, noise, onHost, step });
       const {
         loss,
@@ -171,8 +188,8 @@ export class ModelSteps {
       } = this.#goal.givesGradients
         ? givenGradients(train, instance, trained)
         : this.#groups
-          ? groupGradients(train, instance, trained, this.#groups)
-          : lossGradients(train, instance, trained);
+          ? groupGradients(train, instance, { trained, tables }, this.#groups)
+          : lossGradients(train, instance, all);
       const parts = trained.map(({ variable, shape }) =>
         // An objective may leave a model out. Its zeros are made anew: a graph has them as a constant.
         flatten(
@@ -182,7 +199,9 @@ export class ModelSteps {
       );
       for (const { variable } of statistics) parts.push(flatten(variable));
       for (const tensor of carried) parts.push(flatten(tensor));
-      const result = tf.concat1d([...parts, flatten(loss)]);
+      // A minibatch may have no id of a table.
+      const rows = tables.map((table) => flatten(grads[table.name] ?? tf.zerosLike(table)));
+      const result = tf.concat1d([...parts, flatten(loss), ...rows]);
       tf.dispose([loss, ...carried, ...kept]);
       this.#parameters.restoreStatistics();
       return result;
@@ -209,33 +228,30 @@ interface Gradients {
 function lossGradients(
   train: () => TrainingValues,
   instance: Instance,
-  trained: readonly PlacedWeight[],
+  trained: readonly Variable[],
 ): Gradients {
   let mean: Tensor | null = null;
   let next: readonly Tensor[] = [];
-  const { value, grads } = tf.variableGrads(
-    () => {
-      const { loss, carried } = train();
-      next = carried.map((tensor) => tf.keep(tensor.clone()));
-      const penalties = instance.penalties();
-      if (penalties.length === 0) return loss as Scalar;
-      mean = tf.keep(loss.clone());
-      return tf.addN([loss, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
-    },
-    trained.map(({ variable }) => variable),
-  );
+  const { value, grads } = tf.variableGrads(() => {
+    const { loss, carried } = train();
+    next = carried.map((tensor) => tf.keep(tensor.clone()));
+    const penalties = instance.penalties();
+    if (penalties.length === 0) return loss as Scalar;
+    mean = tf.keep(loss.clone());
+    return tf.addN([loss, ...penalties.map((p) => tf.reshape(p, []))]) as Scalar;
+  }, [...trained]);
   return { loss: mean ?? value, grads, carried: next };
 }
 
 /**
  * The same, where a loss that has the name of a group reaches the parameters of this group alone: so a generator and a
- * discriminator are trained in one step, by one pass forward.
+ * discriminator are trained in one step, by one pass forward. Rows of tables are reached by all losses.
  * @throws DownpourError DP_EXPERIMENT_INVALID: such a loss does not depend on its group.
  */
 function groupGradients(
   train: () => TrainingValues,
   instance: Instance,
-  trained: readonly PlacedWeight[],
+  { trained, tables }: { trained: readonly PlacedWeight[]; tables: readonly Variable[] },
   groups: ParameterGroups,
 ): Gradients {
   const kept: Tensor[] = [];
@@ -258,21 +274,27 @@ function groupGradients(
         const group = groupOf(name, groups);
         return group !== null && own.includes(group) ? group : null;
       };
-      for (const group of [...own, null]) {
-        const members = trained.filter((weight) => ownerOf(weight) === group);
-        const parts = group === null ? common : [named[group]!, ...common];
-        if (members.length === 0 || parts.length === 0) continue;
-        const variables = members.map(({ variable }) => variable);
+      /** @returns false: none of them is reached. */
+      const take = (parts: readonly Tensor[], variables: readonly Variable[]): boolean => {
         const given = withFirstGradientsOnly(
-          () => tf.engine().gradients(() => tf.addN(parts), variables, undefined, true).grads,
+          () =>
+            tf.engine().gradients(() => tf.addN([...parts]), [...variables], undefined, true).grads,
         );
-        if (given.every((gradient) => gradient == null)) throw unreached(group, own);
         for (const [i, gradient] of given.entries()) {
           if (gradient == null) continue;
           grads[variables[i]!.name] = tf.keep(gradient);
           kept.push(gradient);
         }
+        return given.some((gradient) => gradient != null);
+      };
+      for (const group of [...own, null]) {
+        const members = trained.filter((weight) => ownerOf(weight) === group);
+        const parts = group === null ? common : [named[group]!, ...common];
+        if (members.length === 0 || parts.length === 0) continue;
+        const variables = members.map(({ variable }) => variable);
+        if (!take(parts, variables)) throw unreached(group, own);
       }
+      if (tables.length > 0) take([loss], tables);
       return tf.scalar(0);
     },
     [trained[0]!.variable],
