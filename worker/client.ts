@@ -23,6 +23,7 @@ import {
   type WorkerMessage,
 } from '../shared/protocol.ts';
 import { causeOf, Said } from '../shared/said.ts';
+import { TABLES_HEADER } from '../shared/tables.ts';
 import type { Connection, ConnectionEvents, FrameHeader, Landing } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
@@ -30,6 +31,8 @@ import { Memories } from '../wire/memories.ts';
 import { createDecoder } from './compressor.ts';
 import { Heartbeat, type Patience } from './heartbeat.ts';
 import { refusalOf, refusalOfStatus } from './refusals.ts';
+import { RowRequests, type RowsAnswer, RowsLost } from './rows/requests.ts';
+import type { RowPuller } from './rows/rows-exchange.ts';
 import { backoffMs, Servers } from './servers.ts';
 import { type Pull, rangesFor, ShardLinks } from './shard-links.ts';
 import { type KeptPush, UnacknowledgedPushes } from './unacknowledged.ts';
@@ -69,8 +72,10 @@ export interface ClientOptions {
 
 /** What the server said. `payload` is the receiver's own until it calls `release`; possibly empty. */
 export interface Received {
-  readonly message: Exclude<ServerMessage, { type: 'error' | 'standby' }>;
+  readonly message: Exclude<ServerMessage, { type: 'error' | 'standby' | 'rows' }>;
   readonly payload: Float32Array;
+  /** Rows of tables that the payload ended with, as `encodeRows` has them; the receiver's own. */
+  readonly rows?: Uint8Array;
   /** Gives the payload's memory back, to be received into again; absent: it is never used again. */
   readonly release?: () => void;
 }
@@ -85,7 +90,7 @@ const CLOSE_MS = 2_000;
 /** Payloads in use at once: one arrives, one is read from, one is on the device. */
 const MEMORIES_KEPT = 3;
 
-export class Client {
+export class Client implements RowPuller {
   readonly #options: ClientOptions;
   /** Messages that the server has refused, as the log has said. */
   readonly #refusals = new Said();
@@ -110,6 +115,7 @@ export class Client {
   #received: (Received & { readonly pull?: Pull })[] = [];
   /** To the shards of the run; null: the server has all of it. */
   #links: ShardLinks | null = null;
+  readonly #requests = new RowRequests();
   #waiting: ((error?: unknown) => void) | null = null;
   #fatal: unknown = null;
   #attempt = 0;
@@ -142,7 +148,10 @@ export class Client {
       (held) => this.#links?.beat(held),
     );
     this.#wantsLocal = options.localSocketBytesMin === 0;
-    this.#onAbort = () => this.#wake(options.signal.reason);
+    this.#onAbort = () => {
+      this.#requests.fail(options.signal.reason);
+      this.#wake(options.signal.reason);
+    };
     options.signal.addEventListener('abort', this.#onAbort, { once: true });
     this.#connect();
   }
@@ -286,27 +295,32 @@ export class Client {
   /**
    * Sends a gradient, now or when there is a connection again.
    * @param write fills the payload, at once; its memory, 8-byte aligned, stays as it is until the push
-   *   is acknowledged or forgotten.
+   *   is acknowledged or forgotten. @param tail what follows the first payload, if `push` has rows.
    * @returns its sequence.
    */
   push(
     push: Omit<Push, 'type' | 'sequence'>,
     payloadBytes: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
+    tail?: Uint8Array,
   ): number {
     const payloads = payloadBytes.map((bytes) => this.#pushed.take(bytes));
     write(payloads.map(({ bytes }) => bytes));
-    return this.pushReady(push, payloads);
+    return this.pushReady(push, payloads, tail);
   }
 
   /**
    * Sends a gradient that is a payload as it stands, without a copy.
    * @param payloads one for each shard; each stays as it is until it is released, once, when nothing is sent
-   *   from it any more. @returns its sequence.
+   *   from it any more. @param tail as for `push`. @returns its sequence.
    */
-  pushReady(push: Omit<Push, 'type' | 'sequence'>, payloads: readonly Landing[]): number {
+  pushReady(
+    push: Omit<Push, 'type' | 'sequence'>,
+    payloads: readonly Landing[],
+    tail?: Uint8Array,
+  ): number {
     const sequence = ++this.#sequence;
-    const { run, lease, step, generation, loss, computeMs, encoding, kind, fragment } = push;
+    const { run, lease, step, generation, loss, computeMs, encoding, kind, fragment, rows } = push;
     // Field by field: to copy an object takes V8 ten times as long, a microsecond for each push.
     const gradient: Push = {
       type: 'push',
@@ -320,16 +334,18 @@ export class Client {
       sequence,
     };
     const part = fragment === undefined ? {} : { fragment };
-    const header = kind === undefined ? gradient : { ...gradient, kind, ...part };
-    const kept = this.#unacknowledged.add(header, payloads);
+    const plain = kind === undefined ? gradient : { ...gradient, kind, ...part };
+    const header = rows === undefined ? plain : { ...plain, rows };
+    const kept = this.#unacknowledged.add(header, payloads, tail);
     if (this.connected) this.#sendPush(kept);
     return sequence;
   }
 
   #sendPush(push: KeptPush): void {
-    const { header, payloads, run, sequence, gone } = push;
+    const { header, payloads, run, sequence, gone, tail } = push;
     push.sending += payloads.length;
-    this.#connection!.send(header, [payloads[0]!.bytes], gone);
+    const first = payloads[0]!.bytes;
+    this.#connection!.send(header, tail ? [first, tail] : [first], gone);
     for (let k = 1; k < payloads.length; k++) {
       const { encoding, kind, fragment } = header;
       const what = { ...(kind && { kind }), ...(fragment !== undefined && { fragment }) };
@@ -337,6 +353,14 @@ export class Client {
       if (this.#links) this.#links.send(k, part, payloads[k]!.bytes, gone);
       else gone();
     }
+  }
+
+  pullRows(message: Parameters<RowPuller['pullRows']>[0], keys: Uint8Array): Promise<RowsAnswer> {
+    const connection = this.#connection;
+    if (!connection?.open) return Promise.reject(new RowsLost('there is no connection'));
+    return this.#requests.ask((request) =>
+      connection.send({ type: 'pullRows', ...message, request }, [keys]),
+    );
   }
 
   /** The server has answered: this push and all before it need not be sent again. */
@@ -426,6 +450,7 @@ export class Client {
     return {
       [LOCAL_STEPS_HEADER]: 'yes',
       [GROUPS_HEADER]: 'yes',
+      [TABLES_HEADER]: 'yes',
       [FRAGMENTS_HEADER]: 'yes',
       [RESIDUAL_DECAY_HEADER]: 'yes',
       ...(acceptsBundles !== undefined && { [BUNDLE_HEADER]: acceptsBundles ? 'yes' : 'no' }),
@@ -513,7 +538,9 @@ export class Client {
 
   #land(header: FrameHeader, payloadBytes: number | null): Landing | null {
     if (payloadBytes === null) return null;
-    const { type, pull, encoding, fragment } = header;
+    const { type, pull, encoding, fragment, rows } = header;
+    // Parameters and rows part when all is there.
+    if (rows !== undefined) return this.#pulled.take(payloadBytes);
     if (type === 'work' && typeof pull === 'number' && encoding === 'f32') {
       return this.#links?.place(0, pull, payloadBytes, fragment) ?? null;
     }
@@ -546,11 +573,23 @@ export class Client {
         if (this.#connection) this.#heartbeat.start(this.#connection);
         return;
       }
+      if (message.type === 'rows') {
+        this.#requests.answer(message, payload);
+        landing?.release();
+        return;
+      }
+      // Who waits for rows would not hear of it.
+      if (message.type !== 'work')
+        this.#requests.fail(new RowsLost(`the server sent ${message.type}`));
       if (message.type === 'work') this.#look(message);
       if (message.type === 'work' && message.pull !== null) {
         this.#receivePart(message, message.pull, payload, landing);
       } else {
-        this.#received.push({ message, ...this.#numbersOf(message, payload, landing) });
+        const rows = message.type === 'work' ? (message.rows?.bytes ?? 0) : 0;
+        if (rows > payload.length) throw malformedRows(rows, payload.length);
+        const dense = rows > 0 ? payload.subarray(0, payload.length - rows) : payload;
+        const tail = rows > 0 ? { rows: payload.slice(dense.length) } : {};
+        this.#received.push({ message, ...tail, ...this.#numbersOf(message, dense, landing) });
         this.#wake();
       }
     } catch (error) {
@@ -604,6 +643,7 @@ export class Client {
   #refused(code: ErrorCode, message: string): void {
     const { close } = ERRORS[code];
     const error = new DownpourError(code, message);
+    this.#requests.fail(error);
     // The connection stays open: one message was refused, the next one may not be.
     if (close === null) {
       if (this.#refusals.isNew(causeOf(`${code} ${message}`))) {
@@ -617,6 +657,7 @@ export class Client {
   /** @param notBeforeMs that the server wants to hear nothing for. */
   #lost(code: number, reason: string, notBeforeMs = 0): void {
     this.#heartbeat.stop();
+    this.#requests.fail(new RowsLost('the connection was lost'));
     for (const { release } of this.#received) release?.();
     this.#received = [];
     if (this.#closing || this.#fatal !== null) return;
@@ -669,6 +710,12 @@ export class Client {
     return { beatMs, silenceMs, handshakeMs: silenceMs };
   }
 }
+
+const malformedRows = (rows: number, bytes: number) =>
+  new DownpourError(
+    'DP_FRAME_MALFORMED',
+    `work.rows.bytes is ${rows}, and the payload has ${bytes} bytes`,
+  );
 
 /** 64 random bits, hexadecimal. */
 function drawIncarnation(): string {

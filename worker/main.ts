@@ -174,7 +174,7 @@ class Worker {
 
   async work(): Promise<WorkerResult> {
     for (;;) {
-      const { message, payload, release } = await this.#client.next();
+      const { message, payload, rows, release } = await this.#client.next();
       const facts =
         message.type === 'assign' && message.facts ? decodeFacts(bytesOf(payload)) : null;
       if (message.type !== 'work') release?.();
@@ -185,8 +185,6 @@ class Worker {
         this.#end(message);
         if (this.#options.once || this.#options.run !== null) return { ended: this.ended };
       } else {
-        // No trainer asks for rows yet.
-        if (message.type === 'rows') continue;
         const assignment = this.#assignment;
         // The message is for a run that has been left meanwhile.
         if (assignment?.assign.run !== message.run) {
@@ -194,7 +192,10 @@ class Worker {
           continue;
         }
         if (message.type === 'initialise') await this.#initialise(assignment, message);
-        else await this.#work(assignment, () => assignment.trainer.work(message, payload, release));
+        else {
+          const { trainer } = assignment;
+          await this.#work(assignment, () => trainer.work(message, payload, release, rows));
+        }
       }
     }
   }

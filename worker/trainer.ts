@@ -24,10 +24,12 @@ import { type LocalGradient, LocalSteps, minibatchesOf } from './local-steps.ts'
 import { Minibatches, minibatchSeed } from './minibatches.ts';
 import type { Model } from './model.ts';
 import { createObserver, type Observer } from './observer.ts';
+import { RowsLost } from './rows/requests.ts';
+import { mustPull, type RowPuller, RowsExchange, type RowsOfPush } from './rows/rows-exchange.ts';
 import { nextTurn } from './turn.ts';
 
 /** What the trainer needs of the connection; `Client` has it. */
-export interface Exchange {
+export interface Exchange extends Partial<RowPuller> {
   /** A message waits to be worked on: newer parameters, probably. */
   readonly hasReceived: boolean;
   readonly unacknowledged: readonly { readonly lease: number }[];
@@ -35,8 +37,13 @@ export interface Exchange {
     push: Omit<Push, 'type' | 'sequence'>,
     payloadBytes: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
+    tail?: Uint8Array,
   ): number;
-  pushReady(push: Omit<Push, 'type' | 'sequence'>, payloads: readonly Landing[]): number;
+  pushReady(
+    push: Omit<Push, 'type' | 'sequence'>,
+    payloads: readonly Landing[],
+    tail?: Uint8Array,
+  ): number;
   send(message: Evaluated | Observed): void;
   acknowledge(acknowledgement: Acknowledgement): void;
   /** Whether the server takes this beside work; absent: it takes nothing. */
@@ -97,8 +104,14 @@ export interface Trainer {
    * @param release called once, when no tensor can share the payload's memory any more: the
    *   connection may then receive into it again. That is after newer parameters have been put on the
    *   device, not when `work` resolves.
+   * @param rows of tables that came with it, as `encodeRows` has them.
    */
-  work(message: Work, payload: Float32Array, release?: () => void): Promise<void>;
+  work(
+    message: Work,
+    payload: Float32Array,
+    release?: () => void,
+    rows?: Uint8Array,
+  ): Promise<void>;
   /** Releases every payload. Call it when the model has been disposed of. */
   close(): void;
 }
@@ -117,6 +130,12 @@ interface Pulled {
   readonly generation: number;
 }
 
+interface AheadMinibatch {
+  readonly lease: Lease;
+  readonly minibatch: Minibatch;
+  readonly keys: readonly Uint32Array[];
+}
+
 class RunTrainer implements Trainer {
   readonly #options: TrainerOptions;
   readonly #now: () => number;
@@ -127,6 +146,10 @@ class RunTrainer implements Trainer {
   /** Null: the experiment carries nothing from minibatch to minibatch. */
   #carried: CarriedState | null;
   #observer: Observer | null;
+  /** Null: the model has no tables. */
+  readonly #rows: RowsExchange | null;
+  /** The minibatch whose rows were asked for with the last push. */
+  #ahead: AheadMinibatch | null = null;
   /** What to do when the pushes under way are answered, by sequence; for those whose payloads were written. */
   readonly #settles = new Map<number, { readonly settle: Settle; discard(): void }>();
   /** Why steps are not recorded, as it was told last. */
@@ -153,6 +176,10 @@ class RunTrainer implements Trainer {
     this.#local = localOf(config) ? new LocalSteps(config, model.layout, options.ranges) : null;
     this.#carried = this.#newCarried();
     this.#observer = this.#newObserver();
+    this.#rows = model.rows
+      ? new RowsExchange(options.run, model.rows.shapes, config, mustPull(options.exchange))
+      : null;
+    if (this.#rows) model.rows!.from(this.#rows.sourceOf(null));
   }
 
   #newCompressor(): Compressor {
@@ -200,7 +227,12 @@ class RunTrainer implements Trainer {
     this.#isTold = false;
   }
 
-  async work(message: Work, received: Float32Array, release?: () => void): Promise<void> {
+  async work(
+    message: Work,
+    received: Float32Array,
+    release?: () => void,
+    rows?: Uint8Array,
+  ): Promise<void> {
     const { evaluation } = message;
     this.freeze(message.frozen);
     const payload = this.#receive(message, received, release);
@@ -209,9 +241,15 @@ class RunTrainer implements Trainer {
       this.#mustResend = false;
       this.#options.exchange.resend(this.#options.run);
     }
-    if (evaluation) return this.#evaluate(evaluation, payload, message.step);
-    this.#pull(message, payload);
-    if (this.#current) await this.#pushGradients(message);
+    this.#rows?.receive(message, rows);
+    try {
+      if (evaluation) return await this.#evaluate(evaluation, payload, message.step);
+      this.#pull(message, payload);
+      if (this.#current) await this.#pushGradients(message);
+    } catch (error) {
+      // What the server sends next says what is to be done.
+      if (!(error instanceof RowsLost)) throw error;
+    }
   }
 
   close(): void {
@@ -266,7 +304,9 @@ class RunTrainer implements Trainer {
         if (part === 'validation' && exchange.takes?.('examples')) shown = await this.#show();
       };
       const options = { signal, alsoTraining, step, meanwhile };
-      const result = await evaluate(model, payload, prepared, part, options);
+      const result = await this.#withRows(id, () =>
+        evaluate(model, payload, prepared, part, options),
+      );
       const more = shown.length > 0 ? { shown } : {};
       this.#evaluated = { type: 'evaluated', run, evaluation: id, ...result, ...more };
       this.#isTold = false;
@@ -274,6 +314,20 @@ class RunTrainer implements Trainer {
     this.#releaseUnused();
     if (!this.#isTold) exchange.send(this.#evaluated!);
     this.#isTold = true;
+  }
+
+  /** Rows of tables are those of an evaluation meanwhile. */
+  async #withRows<T>(evaluation: number, run: () => Promise<T>): Promise<T> {
+    const { rows } = this.#options.model;
+    if (!rows) return run();
+    rows.load(null);
+    rows.from(this.#rows!.sourceOf(evaluation));
+    try {
+      return await run();
+    } finally {
+      rows.load(null);
+      rows.from(this.#rows!.sourceOf(null));
+    }
   }
 
   /** They are for people: an evaluation does not fail for lack of them. */
@@ -326,7 +380,7 @@ class RunTrainer implements Trainer {
     }
     // While the push is on its way: the examples of the next minibatch.
     const next = this.#waiting(leases);
-    if (next && !local) this.#minibatches.prepare(next);
+    if (next && !local && !this.#isAhead(next)) this.#minibatches.prepare(next);
   }
 
   /** Reads a minibatch of a source; while it is computed, the next one is read. */
@@ -351,26 +405,54 @@ class RunTrainer implements Trainer {
   ): Promise<void> {
     const { run, config, model } = this.#options;
     const { values, step, generation } = current;
-    const minibatch = this.#minibatches.areRead
-      ? await this.#read(lease, leases)
-      : (this.#minibatches.take(lease) as Minibatch);
+    const ahead = this.#isAhead(lease) ? this.#ahead : null;
+    const minibatch =
+      ahead?.minibatch ??
+      (this.#minibatches.areRead
+        ? await this.#read(lease, leases)
+        : (this.#minibatches.take(lease) as Minibatch));
+    const seed = minibatchSeed(config.seed, lease);
+    const keys = ahead?.keys ?? (await model.rows?.keysOf(minibatch, seed));
+    const held = keys ? await this.#loadRows(keys, generation) : null;
     const start = this.#now();
     this.#load(values, step, this.#carried?.next(values));
-    const seed = minibatchSeed(config.seed, lease);
-    const { loss, gradient, discard } = await model.step(minibatch, seed);
+    const { loss, gradient, rows, discard } = await model.step(minibatch, seed);
     const computeMs = this.#now() - start;
     this.#tellRefusal();
     const told = measuredOf(loss);
     const { encoding } = this.#compressor;
     const push = { run, lease: lease.id, step, generation, loss: told, computeMs, encoding };
     const pushed = this.#carried?.take(gradient);
-    const sequence = this.#send(push, lease, { values: gradient, discard });
+    const more = held && this.#rows!.pushed(rows!, held.step, await this.#wanted(lease, leases));
+    const sequence = this.#send(push, lease, { values: gradient, discard }, more);
     pushed?.(sequence);
     const { onProgress } = this.#options;
     onProgress?.({ run, phase, step, loss: told, examples: lease.count, computeMs });
     // While the push travels: nobody waits for a sample but the next gradient.
     const computed = { lease, minibatch, values, gradient, step, generation, computeMs };
     if (told !== null) await this.#observer?.noteGradient(computed);
+  }
+
+  async #loadRows(keys: readonly Uint32Array[], generation: number) {
+    const held = await this.#rows!.rowsFor(keys, generation);
+    this.#options.model.rows!.load(held.rows);
+    return held;
+  }
+
+  /** Keys of the rows of the minibatch after a lease. @returns null: it is not known yet. */
+  async #wanted(lease: Lease, leases: readonly Lease[]) {
+    const { config, model } = this.#options;
+    const next = this.#waiting(leases.filter(({ id }) => id !== lease.id));
+    if (!next) return null;
+    const minibatch = await this.#minibatches.take(next);
+    const keys = await model.rows!.keysOf(minibatch, minibatchSeed(config.seed, next));
+    this.#ahead = { lease: next, minibatch, keys };
+    return keys;
+  }
+
+  #isAhead({ id, start, count }: Lease): boolean {
+    const lease = this.#ahead?.lease;
+    return lease?.id === id && lease.start === start && lease.count === count;
   }
 
   /** Trains on all minibatches of a lease, and pushes what came of it. */
@@ -439,18 +521,21 @@ class RunTrainer implements Trainer {
     push: Omit<Push, 'type' | 'sequence'>,
     { epoch }: Lease,
     { values, discard }: { readonly values: Float32Array; discard(): void },
+    more: RowsOfPush | null = null,
   ): number {
     const { exchange } = this.#options;
     const { fragment } = push;
+    const header = more ? { ...push, rows: more.rows } : push;
     const whole = fragment === undefined ? this.#compressor.asItStands(values) : null;
     if (whole) {
-      return exchange.pushReady(push, [{ bytes: whole, release: discard }]);
+      return exchange.pushReady(header, [{ bytes: whole, release: discard }], more?.tail);
     }
     let settle: Settle | null = null;
     const bytes = this.#compressor.payloadBytes(epoch, fragment);
-    const sequence = exchange.push(push, bytes, (payloads) => {
+    const write = (payloads: readonly Uint8Array[]) => {
       settle = this.#compressor.write(values, epoch, payloads, fragment);
-    });
+    };
+    const sequence = exchange.push(header, bytes, write, more?.tail);
     this.#settles.set(sequence, { settle: settle!, discard });
     return sequence;
   }

@@ -9,6 +9,8 @@ export interface KeptPush {
   readonly lease: number;
   /** One for each shard. */
   readonly payloads: readonly Landing[];
+  /** What follows the first of them: rows of tables, and keys of wanted ones. */
+  readonly tail: Uint8Array | undefined;
   /** How many of them are on their way to a socket. */
   sending: number;
   /** Its memory goes back when nothing is sent from it any more. */
@@ -26,7 +28,7 @@ export class UnacknowledgedPushes {
   }
 
   /** @param payloads one for each shard; each is released, once, when nothing is sent from it any more. */
-  add(header: Push, payloads: readonly Landing[]): KeptPush {
+  add(header: Push, payloads: readonly Landing[], tail?: Uint8Array): KeptPush {
     const { run, sequence, lease } = header;
     const push: KeptPush = {
       header,
@@ -34,6 +36,7 @@ export class UnacknowledgedPushes {
       sequence,
       lease,
       payloads,
+      tail,
       sending: 0,
       done: false,
       gone: () => {

@@ -1,0 +1,187 @@
+import type { RunConfig } from '../../shared/config.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import type { Push, Work } from '../../shared/protocol.ts';
+import type { PullRows } from '../../shared/row-messages.ts';
+import {
+  decodeRows,
+  encodeKeys,
+  encodeRows,
+  type RowShape,
+  rowBytes,
+  type TableRows,
+} from '../../shared/rows.ts';
+import { rowPushEncoding } from '../../shared/tables.ts';
+import type { RowSource } from './model-rows.ts';
+import { type RowsAnswer, RowsLost } from './requests.ts';
+
+/** What is needed of the connection. */
+export interface RowPuller {
+  /** @param keys as `encodeKeys` has them. @throws RowsLost; DownpourError DP_ROWS_INVALID. */
+  pullRows(message: Omit<PullRows, 'type' | 'request'>, keys: Uint8Array): Promise<RowsAnswer>;
+}
+
+/** Rows as the server had them. */
+interface HeldRows {
+  readonly rows: readonly TableRows[];
+  /** Row step: the smallest of all answers that brought them. */
+  readonly step: number;
+  readonly generation: number;
+}
+
+/** What a push says of rows, and what its payload ends with. */
+export interface RowsOfPush {
+  readonly rows: NonNullable<Push['rows']>;
+  readonly tail: Uint8Array;
+}
+
+/**
+ * The rows of a worker's minibatches. The answer to a push brings those of the next minibatch; what no answer has brought is
+ * pulled. Rows of another generation are of no use.
+ */
+export class RowsExchange {
+  readonly #run: string;
+  readonly #shapes: readonly RowShape[];
+  readonly #encoding: ReturnType<typeof rowPushEncoding>;
+  readonly #puller: RowPuller;
+  #held: HeldRows | null = null;
+
+  constructor(
+    run: string,
+    shapes: readonly RowShape[],
+    config: Pick<RunConfig, 'compression'>,
+    puller: RowPuller,
+  ) {
+    this.#run = run;
+    this.#shapes = shapes;
+    this.#encoding = rowPushEncoding(config.compression.push);
+    this.#puller = puller;
+  }
+
+  /** Takes the rows of a `work`. @param bytes that its payload ended with. */
+  receive({ rows, generation }: Work, bytes: Uint8Array | undefined): void {
+    if (!rows || !bytes) return;
+    const taken = decodeRows(this.#shapes, bytes, rows.encoding);
+    this.#held = { rows: taken, step: rows.step, generation };
+  }
+
+  /** Rows that were received before are those of parameters that are gone. */
+  reset(): void {
+    this.#held = null;
+  }
+
+  /**
+   * Rows for a training step. @param generation of the parameters that it is computed at.
+   * @throws RowsLost: there are none for these parameters any more.
+   */
+  async rowsFor(keys: readonly Uint32Array[], generation: number): Promise<HeldRows> {
+    const held = this.#held;
+    if (held?.generation === generation && hasAll(held.rows, keys)) return held;
+    const pulled = await this.#pull(keys, null);
+    if (pulled.generation !== generation) {
+      throw new RowsLost('the parameters have gone back meanwhile');
+    }
+    this.#held = pulled;
+    return pulled;
+  }
+
+  /** @param evaluation its rows as they were when it began; null: the rows as they are now. */
+  sourceOf(evaluation: number | null): RowSource {
+    return async (keys) => (await this.#pull(keys, evaluation)).rows;
+  }
+
+  /** @param gradients of the rows of a step. @param step of these rows. @param wanted keys of the next minibatch; null: unknown. */
+  pushed(
+    gradients: readonly TableRows[],
+    step: number,
+    wanted: readonly Uint32Array[] | null,
+  ): RowsOfPush {
+    const own = encodeRows(this.#shapes, gradients, this.#encoding);
+    const keys = wanted ? encodeKeys(wanted) : new Uint8Array(0);
+    const tail = new Uint8Array(own.length + keys.length);
+    tail.set(own);
+    tail.set(keys, own.length);
+    const rows = { step, encoding: this.#encoding, bytes: own.length, wanted: keys.length };
+    return { rows, tail };
+  }
+
+  /** More rows than a message may have come in several. */
+  async #pull(keys: readonly Uint32Array[], evaluation: number | null): Promise<HeldRows> {
+    const answers: HeldRows[] = [];
+    for (const some of piecesOf(this.#shapes, keys)) {
+      const message = { run: this.#run, evaluation };
+      const { step, generation, encoding, bytes } = await this.#puller.pullRows(
+        message,
+        encodeKeys(some),
+      );
+      answers.push({ rows: decodeRows(this.#shapes, bytes, encoding), step, generation });
+    }
+    const [first] = answers;
+    if (answers.length === 1) return first!;
+    if (answers.some(({ generation }) => generation !== first!.generation)) {
+      throw new RowsLost('the parameters have gone back meanwhile');
+    }
+    return {
+      rows: this.#shapes.map((_, t) => joined(answers.map(({ rows }) => rows[t]!))),
+      step: Math.min(...answers.map(({ step }) => step)),
+      generation: first!.generation,
+    };
+  }
+}
+
+/** Keys in pieces whose rows fit into a message. */
+function* piecesOf(
+  shapes: readonly RowShape[],
+  keys: readonly Uint32Array[],
+): Generator<readonly Uint32Array[]> {
+  const counts = keys.map(({ length }) => length);
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  if (total <= LIMITS.rowsPerMessageMax && rowBytes(shapes, counts, 'f32') <= LIMITS.rowBytesMax) {
+    yield keys;
+    return;
+  }
+  const halves = keys.map((own) => [
+    own.subarray(0, own.length >> 1),
+    own.subarray(own.length >> 1),
+  ]);
+  yield* piecesOf(
+    shapes,
+    halves.map(([half]) => half!),
+  );
+  yield* piecesOf(
+    shapes,
+    halves.map(([, half]) => half!),
+  );
+}
+
+/** Pieces of one table behind each other, whose keys rise. */
+function joined(pieces: readonly TableRows[]): TableRows {
+  const keys = new Uint32Array(pieces.reduce((sum, piece) => sum + piece.keys.length, 0));
+  const values = new Float32Array(pieces.reduce((sum, piece) => sum + piece.values.length, 0));
+  let [k, v] = [0, 0];
+  for (const piece of pieces) {
+    keys.set(piece.keys, k);
+    values.set(piece.values, v);
+    k += piece.keys.length;
+    v += piece.values.length;
+  }
+  return { keys, values };
+}
+
+function hasAll(rows: readonly TableRows[], keys: readonly Uint32Array[]): boolean {
+  return keys.every((own, t) => {
+    const held = rows[t]!.keys;
+    let at = 0;
+    for (const key of own) {
+      while (at < held.length && held[at]! < key) at++;
+      if (held[at] !== key) return false;
+    }
+    return true;
+  });
+}
+
+/** @throws DownpourError DP_ROWS_INVALID: the exchange knows no rows. */
+export function mustPull(exchange: Partial<RowPuller>): RowPuller {
+  if (exchange.pullRows) return exchange as RowPuller;
+  throw new DownpourError('DP_USAGE', 'the model has tables, and this connection knows no rows');
+}
