@@ -13,7 +13,7 @@ import { described } from '../minibatch-value.ts';
 import { drawNoise, type NoiseSource, seedRandom } from '../noise.ts';
 import { openArchitecture, openPretrained, packArchitecture } from '../pretrained/open.ts';
 import { fillPretrained, loadPretrained, type PretrainedFill } from '../pretrained/pretrained.ts';
-import { type RowTensors, withTables } from '../rows/layer.ts';
+import { type RowLookup, withTables } from '../rows/layer.ts';
 import { type LayersModel, type Tensor, tf } from '../tf.ts';
 import { type DataShape, inputsOf, invalid, targetLike, targetsOf } from './data-shape.ts';
 import {
@@ -42,7 +42,7 @@ export async function buildInstance(
   data: DataShape,
   seed: number,
   later: LoadedLater | null = null,
-  tensors: RowTensors | null = null,
+  tensors: RowLookup | null = null,
 ): Promise<Instance> {
   refuseVanishing();
   const { hyperparameters } = config;
@@ -234,7 +234,7 @@ export async function checkNumbers(
 function objectiveInstance(
   built: unknown,
   data: DataShape,
-  tensors: RowTensors | null,
+  tensors: RowLookup | null,
 ): OwnInstance {
   const isOne = built instanceof tf.LayersModel || isFunctionModel(built);
   if (!isOne && (!isRecord(built) || Object.keys(built).length === 0)) {

@@ -2,7 +2,7 @@ import { nearest } from '../../shared/spelling.ts';
 import { isNoisy } from '../layers.ts';
 import { drawNoise, type NoiseSource } from '../noise.ts';
 import { adaptRecurrent } from '../recurrent/adapt.ts';
-import { Rows, type RowTensors } from '../rows/layer.ts';
+import { type RowLookup, RowsLayer } from '../rows/layer.ts';
 import type { RowBinding } from '../rows/places.ts';
 import {
   isLibraryClass,
@@ -23,7 +23,7 @@ type LayerWeight = Layer['weights'][number];
 export function layersInstance(
   model: LayersModel,
   data: DataShape,
-  tensors: RowTensors | null,
+  tensors: RowLookup | null,
 ): OwnInstance {
   mustTakeInputs(model, data);
   const outputNames = outputsOf(model, data);
@@ -47,7 +47,7 @@ export function layersInstance(
  */
 export function layersPart(
   model: LayersModel,
-  tensors: RowTensors | null,
+  tensors: RowLookup | null = null,
   prefix = '',
   counted = false,
 ): { readonly weights: ModelWeight[]; readonly part: ModelPart; readonly foreign: boolean } {
@@ -64,7 +64,7 @@ export function layersPart(
       adaptRecurrent(layer, source);
     }
     if (outer !== layer) adaptNoise(outer, source);
-    if (layer instanceof Rows) layer.tensors = tensors;
+    if (layer instanceof RowsLayer) layer.tensors = tensors;
     const normalises = layer.getClassName() === 'BatchNormalization';
     if (normalises) adaptNormalisation(layer, path, trainableWeights);
     for (const weight of layer.weights) {
@@ -354,7 +354,7 @@ function uniqueName(name: string, names: Set<string>): string {
  */
 export function rowBindings(model: LayersModel, fields: readonly string[]): readonly RowBinding[] {
   return [...walkLayers(model)].flatMap(({ layer, path }) => {
-    if (!(layer instanceof Rows)) return [];
+    if (!(layer instanceof RowsLayer)) return [];
     const { table, maskZero, field } = layer;
     return layer.inboundNodes.map(({ inputTensors }): RowBinding => {
       const source = inputTensors[0]!.sourceLayer as Layer;

@@ -29,7 +29,7 @@ export interface RowsArguments extends NonNullable<LayerArguments> {
 }
 
 /** Where a layer finds the rows of a minibatch. */
-export interface RowTensors {
+export interface RowLookup {
   /** Shape [rows, width]; row 0 is zeros, for padding. */
   of(table: string): Tensor;
 }
@@ -53,7 +53,7 @@ export async function withTables<T>(
   }
 }
 
-export class Rows extends tf.layers.Layer {
+export class RowsLayer extends tf.layers.Layer {
   static readonly className = 'Rows';
   readonly table: string;
   readonly combine: 'none' | 'sum' | 'mean';
@@ -61,7 +61,7 @@ export class Rows extends tf.layers.Layer {
   readonly field: string | null;
   readonly width: number;
   /** The model that the layer is in puts it in place. */
-  tensors: RowTensors | null = null;
+  tensors: RowLookup | null = null;
 
   constructor(args: RowsArguments) {
     super(args);
@@ -110,7 +110,7 @@ export class Rows extends tf.layers.Layer {
     return { ...super.getConfig(), table, combine, maskZero, field, width };
   }
 }
-registerOwnClass(Rows);
+registerOwnClass(RowsLayer);
 
 function widthOf(table: string): number {
   const shape = known?.find(({ name }) => name === table);
@@ -145,5 +145,5 @@ export function rows(args: RowsArguments): Layer {
       `layers.rows: combine is '${String(combine)}'; allowed: ${COMBINES.join(', ')}`,
     );
   }
-  return new Rows(args);
+  return new RowsLayer(args);
 }

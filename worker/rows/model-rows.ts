@@ -3,7 +3,7 @@ import type { RowShape, TableRows } from '../../shared/rows.ts';
 import type { Minibatch } from '../data/examples.ts';
 import type { Fed } from '../graph.ts';
 import { type Tensor, tf, type Variable } from '../tf.ts';
-import type { RowTensors } from './layer.ts';
+import type { RowLookup } from './layer.ts';
 import { type PlacedMinibatch, type RowBinding, RowPlaces } from './places.ts';
 
 /** Gives rows by their keys, of each table in the order of the shapes. */
@@ -35,7 +35,7 @@ interface TableOnDevice {
 }
 
 /** The rows of a minibatch as small dense variables, in which layers look them up by their places. */
-export class RowsOnDevice implements RowTensors {
+export class RowsOnDevice implements RowLookup {
   readonly shapes: readonly RowShape[];
   #places: RowPlaces;
   readonly #tables: readonly TableOnDevice[];

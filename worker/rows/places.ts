@@ -18,7 +18,7 @@ export interface RowBinding {
 export interface PlacedMinibatch {
   /** With places instead of ids. */
   readonly minibatch: Minibatch;
-  /** Of each table, in the order of the shapes: strictly rising; the row at place i + 1 has the key i. */
+  /** One array for each table, in the order of the shapes. Keys rise strictly, and keys[i] is the row at place i + 1. */
   readonly keys: readonly Uint32Array[];
 }
 
