@@ -1,7 +1,9 @@
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { initCommand } from '../../cli/init/init.ts';
 import { checkpointFolder, newestValidCheckpoint } from '../../files/checkpoint.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
@@ -13,6 +15,8 @@ import { evaluate } from '../../worker/evaluate.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { photoModel, writeModel, writePhotos, writtenModel } from '../support/pretrained-files.ts';
+import { printedBy } from '../support/written-experiments.ts';
 
 const DIGITS = join(FIXTURES, 'digits.ts');
 /** Minibatches that random numbers change: a few epochs say whether it holds. */
@@ -28,11 +32,32 @@ const houses = (source: number): PartialConfig => ({
   ...{ epochsMax: 3, minibatchSize: 16, earlyStopping: { enabled: false } },
   hyperparameters: { source },
 });
+/** A pretrained trunk whose upper half thaws. */
+const PHOTOS = mkdtempSync(join(tmpdir(), 'downpour-photos-'));
+const THAWING = join(PHOTOS, 'photos.ts');
+const thawing: PartialConfig = {
+  ...{ epochsMax: 5, minibatchSize: 4, earlyStopping: { enabled: false } },
+  groups: {
+    top: {
+      pattern: ['net/block_3_conv/*', 'net/block_4_conv/*'],
+      ...{ frozen: { untilStep: 9 }, learningRate: 0.1 },
+    },
+    pretrained: { pattern: ['*_norm/*', 'net/block_1_*', 'net/block_2_*'], frozen: true },
+  },
+};
+
 let engine: Engine;
 let cluster: Cluster;
 beforeAll(async () => {
   engine = await openEngine({ engine: 'cpu' });
+  const from = join(PHOTOS, 'model.json');
+  writeModel(from, await writtenModel(photoModel()));
+  const data = join(PHOTOS, 'photos');
+  writePhotos(data, ['cats', 'dogs']);
+  await printedBy(() => initCommand(THAWING, { from, data, size: 4, yes: true }));
+  engine = await openEngine({ engine: 'cpu' });
 });
+afterAll(() => rmSync(PHOTOS, { recursive: true }));
 beforeEach(async () => {
   cluster = await Cluster.start(engine);
 });
@@ -52,6 +77,7 @@ test.each<[string, string, PartialConfig]>([
   ['all of the contract', WIDE, SHORT],
   ['several fields and carried tensors', FIELDS, { ...SHORT, epochsMax: 3 }],
   ['a source of several fields', HOUSES, houses(1)],
+  ['a pretrained trunk that thaws', THAWING, thawing],
 ])(
   'interrupted and resumed with one worker = uninterrupted, bit for bit: %s',
   async (_, file, own) => {
@@ -67,7 +93,8 @@ test.each<[string, string, PartialConfig]>([
       ...own,
     };
     await cluster.createRun('whole', file, config);
-    await cluster.work('whole', 'one').done;
+    const folders = [FIXTURES, PHOTOS];
+    await cluster.work('whole', 'one', { folders }).done;
     const whole = await tensorsOf('whole');
     const evaluations = (await cluster.client.metrics('whole')).evaluations.map((e) => e.loss);
 
@@ -79,6 +106,7 @@ test.each<[string, string, PartialConfig]>([
       let finished = false;
       let cut: Promise<void> | null = null;
       const { done } = cluster.work('broken', `worker-${session}`, {
+        folders,
         // At once: a step takes a millisecond.
         onProgress: () => {
           if (++steps === limit) cut = cluster.stopServer();

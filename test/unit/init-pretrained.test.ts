@@ -11,45 +11,18 @@ import { loadExperiment } from '../../worker/experiment.ts';
 import { buildModel } from '../../worker/model.ts';
 import { prepareExperiment } from '../../worker/prepare.ts';
 import { type LayersModel, tf } from '../../worker/tf.ts';
-import { png } from '../support/pictures.ts';
-import { writeModel, writtenModel } from '../support/pretrained-files.ts';
+import {
+  PHOTO_BLOCKS,
+  photoModel,
+  writeModel,
+  writePhotos,
+  writtenModel,
+} from '../support/pretrained-files.ts';
 import { printedBy } from '../support/written-experiments.ts';
 
 let folder: string;
 let from: string;
 const CLASSES = ['cats', 'dogs', "it's"];
-const COUNT = 10;
-/** Convolutions 1 to 4 of the trunk. */
-const BLOCKS = [1, 2, 3, 4];
-
-/** A trunk of blocks with a head for ten other classes, saved while its layers are frozen, as Keras's examples do. */
-function original(side: number | null = 12): LayersModel {
-  const image = tf.input({ shape: [side, side, 3], name: 'image' });
-  let x: unknown = image;
-  const add = (layer: unknown) => {
-    x = (layer as { apply(x: unknown): unknown }).apply(x);
-  };
-  for (const block of BLOCKS) {
-    const filters = { filters: 4, kernelSize: 3, padding: 'same' } as const;
-    add(tf.layers.conv2d({ ...filters, name: `block_${block}_conv`, trainable: false }));
-    add(tf.layers.batchNormalization({ name: `block_${block}_norm`, trainable: false }));
-    add(tf.layers.reLU({ maxValue: 6, name: `block_${block}_relu` }));
-  }
-  add(tf.layers.averagePooling2d({ poolSize: side ?? 2, name: 'pool' }));
-  add(side === null ? tf.layers.globalAveragePooling2d({}) : tf.layers.flatten({ name: 'flat' }));
-  add(tf.layers.dense({ units: 8, activation: 'relu', name: 'hidden' }));
-  add(tf.layers.dropout({ rate: 0.5, name: 'drop' }));
-  add(tf.layers.dense({ units: 10, activation: 'softmax', name: 'answers' }));
-  const model = tf.model({ inputs: image, outputs: x as never, name: 'net' });
-  let k = 0;
-  for (const weight of model.weights) {
-    const size = weight.shape.reduce<number>((product, d) => product * d!, 1);
-    const values = Float32Array.from({ length: size }, () => 0.2 + Math.abs(Math.sin(++k)) / 3);
-    weight.write(tf.tensor(values, weight.shape as number[]));
-  }
-  return model;
-}
-
 async function save(name: string, model: LayersModel): Promise<string> {
   mkdirSync(join(folder, name), { recursive: true });
   const path = join(folder, name, 'model.json');
@@ -61,16 +34,8 @@ async function save(name: string, model: LayersModel): Promise<string> {
 beforeAll(async () => {
   folder = mkdtempSync(join(tmpdir(), 'downpour-init-pretrained-'));
   await openEngine({ engine: 'wasm' });
-  from = await save('net', original());
-  for (const [c, label] of CLASSES.entries()) {
-    mkdirSync(join(folder, 'photos', label), { recursive: true });
-    for (let i = 0; i < COUNT; i++) {
-      writeFileSync(
-        join(folder, 'photos', label, `${i}.png`),
-        png(20 + (i % 3), 16, () => [80 * c + i, 9, 200]),
-      );
-    }
-  }
+  from = await save('net', photoModel());
+  writePhotos(join(folder, 'photos'), CLASSES);
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -106,7 +71,7 @@ describe('init --from', () => {
     // At first the head alone is trained.
     const trained = [...roles].filter(([, role]) => role === 'trainable').map(([name]) => name);
     expect(trained).toEqual(['head/kernel', 'head/bias']);
-    expect(model.pretrained!.taken.length).toBe(BLOCKS.length * 6);
+    expect(model.pretrained!.taken.length).toBe(PHOTO_BLOCKS.length * 6);
     expect(model.pretrained!.fresh).toEqual(['head/kernel', 'head/bias']);
     const { groups = {} } = config;
     expect(groups.top).toMatchObject({
@@ -169,7 +134,7 @@ describe('init --from', () => {
   });
 
   test('a model for images of any size gets the size of the pictures', async () => {
-    const any = await save('any', original(null));
+    const any = await save('any', photoModel(null));
     const { path } = await init('any.ts', { from: any });
     const { prepared, model } = await built(path);
     expect(prepared.train.inputs.shape.slice(1)).toEqual([16, 16, 3]);
