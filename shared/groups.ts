@@ -166,8 +166,9 @@ export function groupShardsProblem(config: GroupFields): string | null {
   return null;
 }
 
-const patternsOf = (name: string, { pattern }: ParameterGroup): readonly string[] =>
-  pattern === null ? [`${name}/*`] : typeof pattern === 'string' ? [pattern] : pattern;
+/** The patterns of a group, also of one that gives none. */
+export const patternsOf = (name: string, { pattern }: Pick<ParameterGroup, 'pattern'>): string[] =>
+  pattern === null ? [`${name}/*`] : typeof pattern === 'string' ? [pattern] : [...pattern];
 
 /** The group of a tensor; null: none. For tensors that `groupOfEach` has nothing against. */
 export function groupOf(name: string, groups: ParameterGroups): string | null {

@@ -200,6 +200,21 @@ export const RunSummarySchema = Type.Object({
 });
 export type RunSummary = Static<typeof RunSummarySchema>;
 
+/** A group of parameters, as it is now. */
+const GroupFactsSchema = Type.Object({
+  name: Type.String(),
+  pattern: Type.Array(Type.String()),
+  /** Elements of its tensors, without moving averages; null: no worker has told the model. */
+  parameters: orNull(N),
+  frozen: Type.Boolean(),
+  /** Step of the phase from which on it is trained; null: never. */
+  trainedFrom: orNull(N),
+  /** Learning rate of its next update; 0 while it is frozen. */
+  learningRate: N,
+  everySteps: N,
+});
+export type GroupFacts = Static<typeof GroupFactsSchema>;
+
 export const RunDetailSchema = Type.Object({
   ...RunSummarySchema.properties,
   experimentHash: Type.String(),
@@ -207,6 +222,8 @@ export const RunDetailSchema = Type.Object({
   bundle: Type.Optional(orNull(Type.String())),
   config: RunConfigSchema,
   layoutHash: orNull(Type.String()),
+  /** Groups of the configuration; null: there are none. Absent in answers of older servers. */
+  groups: Type.Optional(orNull(Type.Array(GroupFactsSchema))),
   /** Shape of one example; null: unknown. */
   inputShape: orNull(Type.Array(N)),
   /** Names of the first 100 classes; null: the data have no classes. `GET /runs/:id/data` has all. */

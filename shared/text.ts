@@ -1,5 +1,5 @@
 import type { ErrorMeasure } from './protocol.ts';
-import type { RunSummary } from './rest.ts';
+import type { GroupFacts, RunSummary } from './rest.ts';
 
 /** Figures as people read them, in the terminal, in reports and on the dashboard. */
 
@@ -29,4 +29,15 @@ export function collectingText({
 }: NonNullable<RunSummary['collecting']>): string {
   const wait = secondsLeft === null ? '' : `, made in ${secondsLeft.toFixed(1)} s at the latest`;
   return `${pushes}${of === null ? '' : ` of ${of}`} push${(of ?? pushes) === 1 ? '' : 'es'}${wait}`;
+}
+
+/** Whether a group is trained, in words. */
+export function groupText({
+  frozen,
+  trainedFrom,
+  everySteps,
+}: Pick<GroupFacts, 'frozen' | 'trainedFrom' | 'everySteps'>): string {
+  if (frozen) return trainedFrom === null ? 'frozen' : `frozen until step ${trainedFrom}`;
+  const since = trainedFrom ? ` from step ${trainedFrom} on` : '';
+  return `trained${since}${everySteps > 1 ? `, at every ${everySteps}. step` : ''}`;
 }

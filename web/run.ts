@@ -113,7 +113,11 @@ class RunScreen implements View {
       this.#shownCheckpoint = run.checkpoint?.file ?? null;
       void this.#readCheckpoints(run);
     }
-    if (!this.#detail) void this.#readDetail();
+    // A group may be trained from this step on.
+    const thaws = this.#detail?.groups?.some(
+      ({ frozen, trainedFrom }) => frozen && trainedFrom !== null && run.step >= trainedFrom,
+    );
+    if (!this.#detail || thaws) void this.#readDetail();
     void this.#readObservations(run);
     void this.#readLooks();
     void this.#readExamples(run);

@@ -4,7 +4,7 @@ import { isOver } from '../../shared/phases.ts';
 import type { ErrorMeasure } from '../../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
-import { collectingText, errorFormat } from '../../shared/text.ts';
+import { collectingText, errorFormat, groupText } from '../../shared/text.ts';
 import { isRefitted } from '../../shared/trained-last.ts';
 
 /** Shows how a run gets on: live lines on a terminal, plain lines elsewhere, JSON for programs. */
@@ -293,6 +293,11 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     `  speed          ${speedText(run)}, ${run.workers} worker${run.workers === 1 ? '' : 's'}${run.secondsLeft === null ? '' : `, at most ${clockText(run.secondsLeft)} left`}`,
     `  training       loss ${fourDigits(run.trainingLoss)}, learning rate ${fourDigits(run.learningRate)}${run.momentum === null ? '' : `, momentum ${fourDigits(run.momentum)}`}`,
   ];
+  for (const group of ('groups' in run && run.groups) || []) {
+    const size = group.parameters === null ? '' : `${groups(group.parameters)} parameters, `;
+    const rate = group.frozen ? '' : `, learning rate ${fourDigits(group.learningRate)}`;
+    lines.push(`  group          ${group.name}: ${size}${groupText(group)}${rate}`);
+  }
   for (const [name, evaluation] of [
     ['validation', run.validation],
     ['best', run.best],

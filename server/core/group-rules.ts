@@ -176,7 +176,7 @@ class GroupRules implements FusedOptimizer {
       const due = group ? updatesOf(group, step.scheduleStep, options.step) : options.step;
       part.isDue = due !== null;
       if (due === null) continue;
-      const rate = group ? rateOf(group, step, options.learningRate) : options.learningRate;
+      const rate = group ? groupRateOf(group, step, options.learningRate) : options.learningRate;
       own.step = due;
       own.learningRate = rate;
       own.momentum = options.momentum;
@@ -211,7 +211,7 @@ function updatesOf(group: ParameterGroup, scheduleStep: number, step: number): n
 }
 
 /** The learning rate of a group. @param learningRate of the run at this step, with its schedule. */
-function rateOf(
+export function groupRateOf(
   group: ParameterGroup,
   { scheduleStep, unscheduledRate }: GroupStep,
   learningRate: number,

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { runFacts } from '../../cli/output/progress.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import type { NamedTensor } from '../../server/core/vectors.ts';
@@ -199,6 +200,40 @@ describe('the rate of a group', () => {
     }
     expect(moved.slice(-9)).toEqual([false, false, true, false, false, true, false, false, true]);
   });
+});
+
+test('a run tells each group: its parameters, its rate, and from when on it is trained', () => {
+  const config: PartialConfig = {
+    learningRate: 0.5,
+    groups: {
+      trunk: { pattern: ['weights', 'mean'], learningRate: 0.1, frozen: { untilStep: 3 } },
+      head: {
+        pattern: 'bias',
+        everySteps: 2,
+        schedule: { kind: 'exponential', factor: 0.5, steps: 1 },
+      },
+    },
+  };
+  const run = createRun({ ...endless, stepsMax: 20, ...config });
+  const told = () => run.detail(0).groups!;
+  expect(told().map(({ parameters }) => parameters)).toEqual([null, null]);
+  const worker = new VirtualWorker(run, problem);
+  worker.train(() => run.step >= 1);
+  const size = (name: string) => valuesOf(run)[name]!.length;
+  const trunk = { name: 'trunk', pattern: ['weights', 'mean'], trainedFrom: 3, everySteps: 1 };
+  expect(told()).toEqual([
+    { ...trunk, parameters: size('weights'), frozen: true, learningRate: 0 },
+    {
+      ...{ name: 'head', pattern: ['bias'], trainedFrom: 0, everySteps: 2, frozen: false },
+      ...{ parameters: size('bias'), learningRate: 0.5 * 0.5 ** run.step },
+    },
+  ]);
+  worker.train(() => run.step >= 5);
+  expect(told()[0]).toMatchObject({ frozen: false, learningRate: 0.05 });
+  expect(runFacts({ ...run.detail(0), checkpoint: null }).join('\n')).toMatch(
+    /group +trunk: \d+ parameters, trained from step 3 on, learning rate 0\.05\n +group +head: /,
+  );
+  expect(createRun({}).detail(0).groups).toBeNull();
 });
 
 describe('a frozen group', () => {

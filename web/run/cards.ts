@@ -1,6 +1,7 @@
 import { fieldsOf } from '../../shared/fields.ts';
 import type { CheckpointSummary, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
+import { groupText } from '../../shared/text.ts';
 import { BASE } from '../base.ts';
 import { ago, bytes, count, errorOf, plural, short } from '../format.ts';
 import { h } from '../html.ts';
@@ -205,7 +206,7 @@ export function configurationOf(run: RunDetail): HTMLElement {
     ...(run.classes ? ([['classes', run.classes.join(', ')]] as [string, string][]) : []),
     ...fieldsOf(run.config),
   ];
-  return h(
+  const values = h(
     'details',
     {},
     h('summary', {}, `${lines.length} values`),
@@ -215,4 +216,25 @@ export function configurationOf(run: RunDetail): HTMLElement {
       ...lines.flatMap(([name, value]) => pair(name, h('code', {}, value))),
     ),
   );
+  const table = groupsTable(run);
+  return table ? h('div', {}, table, values) : values;
+}
+
+/** @returns null: the run has no groups. */
+function groupsTable({ groups, config }: RunDetail): HTMLElement | null {
+  if (!groups || groups.length === 0) return null;
+  const rows = groups.map((group) => {
+    const { schedule, learningRate } = config.groups?.[group.name] ?? {};
+    const rate = `${learningRate ?? 1} × ${schedule ? 'its own schedule' : 'that of the run'}`;
+    const parameters = group.parameters === null ? '–' : count(group.parameters);
+    return h(
+      'tr',
+      {},
+      ...[group.name, group.pattern.join(', ')].map((text) => h('td', {}, text)),
+      h('td', { class: 'number' }, parameters),
+      ...[rate, groupText(group)].map((text) => h('td', {}, text)),
+    );
+  });
+  const headings = ['Group', 'Tensors', 'Parameters', 'Learning rate', 'State'];
+  return tableElement('Groups of parameters', headings, rows, ['', '', 'number', '', '']);
 }

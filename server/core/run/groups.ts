@@ -1,10 +1,18 @@
 import { keepsEach } from '../../../shared/consistency.ts';
-import { frozenAt, groupsOf, layoutWhile } from '../../../shared/groups.ts';
+import {
+  frozenAt,
+  groupOf,
+  groupsOf,
+  layoutWhile,
+  patternsOf,
+  trainedFrom,
+} from '../../../shared/groups.ts';
 import type { Layout } from '../../../shared/layout.ts';
-import { unscheduledRateOf } from '../group-rules.ts';
+import type { RunDetail } from '../../../shared/rest.ts';
+import { groupRateOf, unscheduledRateOf } from '../group-rules.ts';
 import type { GroupStep } from '../step-options.ts';
 import type { VectorPlaces } from '../vectors.ts';
-import { scheduleStepOf } from './course.ts';
+import { learningRateOf, scheduleStepOf } from './course.ts';
 import type { RunInternals, RunState } from './state.ts';
 
 /** Groups of parameters in the course of a run: their rates, and which of them are frozen. */
@@ -24,6 +32,30 @@ export function frozenOf({
   fields,
 }: Pick<RunInternals, 'options' | 'fields'>): readonly string[] {
   return frozenAt(groupsOf(options.config), scheduleStepOf(fields));
+}
+
+/** Each group as REST tells it; null: the run has none. */
+export function toldGroups(inside: RunInternals): NonNullable<RunDetail['groups']> | null {
+  const groups = groupsOf(inside.options.config);
+  const step = groupStepOf(inside, 1);
+  if (!groups || !step) return null;
+  const { specs } = inside.components.vector;
+  const frozen = frozenOf(inside);
+  const learningRate = learningRateOf(inside);
+  return Object.entries(groups).map(([name, group]) => {
+    const own = specs?.filter(
+      (spec) => spec.role !== 'statistics' && groupOf(spec.name, groups) === name,
+    );
+    const from = trainedFrom(group);
+    return {
+      ...{ name, pattern: patternsOf(name, group), everySteps: group.everySteps },
+      parameters:
+        own?.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0) ?? null,
+      frozen: frozen.includes(name),
+      trainedFrom: Number.isFinite(from) ? from : null,
+      learningRate: frozen.includes(name) ? 0 : groupRateOf(group, step, learningRate),
+    };
+  });
 }
 
 /**

@@ -31,7 +31,7 @@ import {
   workersMissingOf,
 } from './course.ts';
 import { capturesInUse } from './evaluations.ts';
-import { frozenOf } from './groups.ts';
+import { frozenOf, toldGroups } from './groups.ts';
 import { runProgress, stepsBehind } from './lives.ts';
 import {
   type RunInternals,
@@ -444,6 +444,7 @@ function detailOf(inside: RunInternals, now: number): Omit<RunDetail, 'checkpoin
     bundle: options.bundle ?? null,
     config: options.config,
     layoutHash: components.vector.layout?.hash ?? null,
+    groups: toldGroups(inside),
     inputShape: fields.facts?.inputs.shape ?? null,
     classes: fields.facts?.classes?.slice(0, CLASSES_TOLD) ?? null,
   };
