@@ -20,11 +20,20 @@ export const JOIN_WORKER = 'worker.js';
 export const TICKET_PROTOCOL = 'downpour.ticket';
 const PREFIX = `${TICKET_PROTOCOL}.`;
 
-export const ticketProtocols = (ticket: string): string[] => [TICKET_PROTOCOL, PREFIX + ticket];
+/** @param abilities names of headers by which other workers announce what they can do. */
+export const ticketProtocols = (ticket: string, abilities: readonly string[] = []): string[] => [
+  TICKET_PROTOCOL,
+  PREFIX + ticket,
+  ...abilities,
+];
+
+/** The subprotocols that a handshake offers. @param offered `Sec-WebSocket-Protocol`. */
+export const offeredProtocols = (offered: string | undefined): readonly string[] =>
+  (offered ?? '').split(',').map((each) => each.trim());
 
 /** The ticket in what a handshake offers; null: there is none. @param offered `Sec-WebSocket-Protocol`. */
 export function ticketOf(offered: string | undefined): string | null {
-  const protocols = (offered ?? '').split(',').map((each) => each.trim());
+  const protocols = offeredProtocols(offered);
   if (!protocols.includes(TICKET_PROTOCOL)) return null;
   return protocols.find((each) => each.startsWith(PREFIX))?.slice(PREFIX.length) ?? null;
 }

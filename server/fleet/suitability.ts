@@ -3,6 +3,7 @@ import { BUNDLE_HEADER } from '../../shared/bundle.ts';
 import { RESIDUAL_DECAY_HEADER, type RunConfig, residualDecayOf } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
 import { GROUPS_HEADER, groupsOf } from '../../shared/groups.ts';
+import { offeredProtocols } from '../../shared/join.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import {
   FRAGMENTS_HEADER,
@@ -87,10 +88,12 @@ export function abilitiesOf(
   headers: Readonly<Record<string, string | string[] | undefined>>,
 ): Abilities {
   const bundles = headers[BUNDLE_HEADER];
+  // A page sends no headers of its own.
+  const offered = offeredProtocols(String(headers['sec-websocket-protocol'] ?? ''));
   return {
     bundles: bundles === undefined ? null : bundles === 'yes',
     localSteps: headers[LOCAL_STEPS_HEADER] === 'yes',
-    groups: headers[GROUPS_HEADER] === 'yes',
+    groups: headers[GROUPS_HEADER] === 'yes' || offered.includes(GROUPS_HEADER),
     fragments: headers[FRAGMENTS_HEADER] === 'yes',
     residualDecay: headers[RESIDUAL_DECAY_HEADER] === 'yes',
     tables: headers[TABLES_HEADER] === 'yes',
@@ -107,7 +110,7 @@ export function lackOf(
   if (groups && !knowsGroups) {
     return new DownpourError(
       'DP_PROTOCOL_VERSION',
-      `run '${id}' has groups of parameters (${Object.keys(groups).join(', ')}), and this worker does not know them: it is in a browser, of an older release or of another program; start \`downpour work\` of this release, or create the run without groups`,
+      `run '${id}' has groups of parameters (${Object.keys(groups).join(', ')}), and this worker does not know them: it is of an older release or of another program; start \`downpour work\` of this release, load the page of a browser again, or create the run without groups`,
     );
   }
   const tables = tablesOf(config);

@@ -331,7 +331,10 @@ describe.skipIf(skipped)('a worker in a browser', () => {
           experiment: 'mnist-mlp',
           experimentHash: await hashExperiment(example),
         },
-        config: { stepsMax: 20, evaluateEverySteps: 10, testAtEnd: false },
+        config: {
+          ...{ stepsMax: 20, evaluateEverySteps: 10, testAtEnd: false },
+          groups: { biases: { pattern: '*/bias', frozen: { untilStep: 10 } } },
+        },
       });
       const page = await context.newPage();
       // Nobody is asked for a token by a server that has none.
@@ -341,6 +344,10 @@ describe.skipIf(skipped)('a worker in a browser', () => {
       const { evaluations } = await client.metrics('example');
       expect(evaluations.map(({ step }) => step)).toEqual([10, 20]);
       expect(evaluations[1]!.loss).toBeLessThan(evaluations[0]!.loss!);
+      // A page knows groups, also one that is trained from a step on.
+      expect((await client.run('example')).groups).toMatchObject([
+        { frozen: false, trainedFrom: 10 },
+      ]);
       expect(log()).toContain('mnist-mlp may be trained by browsers');
     } finally {
       child.kill('SIGTERM');

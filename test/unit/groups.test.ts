@@ -3,8 +3,10 @@ import { runFacts } from '../../cli/output/progress.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import type { NamedTensor } from '../../server/core/vectors.ts';
+import { abilitiesOf, lackOf } from '../../server/fleet/suitability.ts';
 import { type PartialConfig, resolveConfig, workerConfig } from '../../shared/config.ts';
-import { layoutWhile } from '../../shared/groups.ts';
+import { GROUPS_HEADER, layoutWhile } from '../../shared/groups.ts';
+import { ticketOf, ticketProtocols } from '../../shared/join.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { createProblem, createRun, TENSORS, VirtualWorker } from '../support/regression.ts';
@@ -54,6 +56,37 @@ describe('the configuration', () => {
     expect(
       problemOf({ groups: { a: { optimizer: { kind: 'adam' } } }, compression: { push: topk } }),
     ).toContain("groups.a.optimizer.kind is 'adam'");
+  });
+
+  test.each([
+    [{ learningrate: 1 }, 'groups.a.learningrate', "did you mean 'learningRate'?"],
+    [{ patern: 'x' }, 'groups.a.patern', "did you mean 'pattern'?"],
+    [{ pattern: [] }, 'groups.a.pattern', ''],
+    [{ pattern: '' }, 'groups.a.pattern', ''],
+    [{ frozen: 'yes' }, 'groups.a.frozen', ''],
+    [{ frozen: { untilStep: 0 } }, 'groups.a.frozen', ''],
+    [{ everySteps: 0 }, 'groups.a.everySteps', '0'],
+    [{ optimizer: { kind: 'adm' } }, 'groups.a.optimizer', ''],
+    [{ weightDecay: { rate: -1 } }, 'groups.a.weightDecay', ''],
+    [{ weightDecay: { rat: 1 } }, 'groups.a.weightDecay', ''],
+  ])('names the field of a group that is wrong: %j', (group, path, words) => {
+    const told = problemOf({ groups: { a: group as never } });
+    expect(told).toContain(path);
+    expect(told).toContain(words);
+    expect(told).not.toMatch(/nothing was refused|undefined|\[object/);
+  });
+
+  test('is announced by headers, and in a page by a subprotocol', () => {
+    const run = { id: 'r', config: resolveConfig({ groups: { a: {} } }) };
+    const lack = (headers: Record<string, string>) => lackOf(abilitiesOf(headers), run)?.code;
+    const page = ticketProtocols('t', [GROUPS_HEADER]).join(', ');
+    expect(ticketOf(page)).toBe('t');
+    expect(lack({ 'sec-websocket-protocol': page })).toBeUndefined();
+    expect(lack({ [GROUPS_HEADER]: 'yes' })).toBeUndefined();
+    expect(lack({ 'sec-websocket-protocol': ticketProtocols('t').join(', ') })).toBe(
+      'DP_PROTOCOL_VERSION',
+    );
+    expect(lack({})).toBe('DP_PROTOCOL_VERSION');
   });
 
   test('has a limit of groups and of patterns, on both sides', () => {

@@ -1,5 +1,6 @@
 import { decodeFrame, encodeHeader } from '../../shared/codec.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { GROUPS_HEADER } from '../../shared/groups.ts';
 import { JOIN_PATHS, TICKET_PROTOCOL, ticketProtocols } from '../../shared/join.ts';
 import type { Ticket } from '../../shared/rest.ts';
 import type { Connection, ConnectionEvents } from '../connection.ts';
@@ -10,7 +11,12 @@ import type { DialOptions } from '../handshake.ts';
  * WebSocket. That sends no headers, so who asks is told by a ticket that the page gets for its login.
  */
 
-/** @see `../handshake.ts`; `path`, `headers` and `tls` mean nothing here. */
+/** What a worker in a page can do, of what its headers announce. */
+const ABILITIES = [GROUPS_HEADER];
+const abilitiesIn = (headers: DialOptions['headers'] = {}) =>
+  ABILITIES.filter((name) => headers[name] === 'yes');
+
+/** @see `../handshake.ts`; `path` and `tls` mean nothing here, and of `headers` abilities alone. */
 export function dial(options: DialOptions): { abort(): void } {
   let socket: WebSocket | null = null;
   let settled = false;
@@ -36,7 +42,10 @@ export function dial(options: DialOptions): { abort(): void } {
         fail(new Error(ticket.message), ticket.status, ticket.retryAfterSeconds);
         return;
       }
-      const opening = new WebSocket(options.url, ticketProtocols(ticket));
+      const opening = new WebSocket(
+        options.url,
+        ticketProtocols(ticket, abilitiesIn(options.headers)),
+      );
       socket = opening;
       opening.binaryType = 'arraybuffer';
       opening.onopen = () => {
