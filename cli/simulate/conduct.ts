@@ -87,13 +87,15 @@ export interface ArmsShown {
 /** Between two drawings, ms; between two lines where nothing is drawn. */
 const REDRAW_MS = 100;
 const PLAIN_MS = 15_000;
+/** The first of them comes earlier: somebody waits to see that it goes on. */
+const FIRST_MS = 1_000;
 
 /** A bar on a terminal, else a line now and then. @param quiet nothing at all. */
 export function showArms(quiet: boolean): ArmsShown {
   const screen = process.stdout;
   const live = !quiet && screen.isTTY === true ? createLiveLines(screen) : null;
   const colors = colorsOf(screen);
-  let drawnMs = performance.now();
+  let drawnMs = performance.now() - PLAIN_MS + FIRST_MS;
   let arm: Arm | null = null;
   let place = '';
   const name = () =>

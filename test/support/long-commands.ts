@@ -1,5 +1,13 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  unwatchFile,
+  watchFile,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -11,11 +19,16 @@ const EXAMPLES = fileURLToPath(new URL('../../examples', import.meta.url));
 const ENDLESS = ['--set', 'earlyStopping.enabled=false', '--epochs', '100000'];
 const EXPERIMENT = 'csv-regression.ts';
 const LOCAL = ['--engine', 'wasm', '--workers', '1'];
+const RUN = 'cars';
+const OF_RUN = ['--state', '.downpour', '--engine', 'wasm'];
+const LAST = ['--kind', 'last'];
 
 export interface LongCommand {
   readonly args: readonly string[];
-  /** It prints this when its work has begun. */
-  readonly works: RegExp;
+  /** It prints this when its work has begun; `state`: it has opened the state folder, and has nothing to say of it. */
+  readonly works: RegExp | 'state';
+  /** It needs the run that `train` left, in a copy of its folder. */
+  readonly uses?: 'train';
   /** What it ends with after Ctrl-C: 130, or 0 where Ctrl-C is how it is meant to end. */
   readonly code: number;
   /** Whether it trains here: then each run of its state folder has a checkpoint afterwards. */
@@ -33,7 +46,7 @@ const study = (name: string, ...more: readonly string[]): LongCommand => ({
 
 export const LONG_COMMANDS: Readonly<Record<string, LongCommand>> = {
   train: {
-    args: ['train', EXPERIMENT, ...ENDLESS, ...LOCAL],
+    args: ['train', EXPERIMENT, '--run', RUN, ...ENDLESS, ...LOCAL],
     works: /step \d/,
     code: 130,
     trains: true,
@@ -51,7 +64,7 @@ export const LONG_COMMANDS: Readonly<Record<string, LongCommand>> = {
   ablate: study('ablate', '--variants', 'optimisers', ...ENDLESS),
   ensemble: study('ensemble', ...ENDLESS),
   simulate: {
-    args: ['simulate', EXPERIMENT, '--workers', '1000', ...ENDLESS, '--engine', 'wasm'],
+    args: ['simulate', EXPERIMENT, '--workers', '64', ...ENDLESS, '--engine', 'wasm'],
     works: /./,
     code: 130,
   },
@@ -67,12 +80,46 @@ export const LONG_COMMANDS: Readonly<Record<string, LongCommand>> = {
     works: /engine wasm/,
     code: 0,
   },
+  resume: {
+    args: ['resume', RUN, ...LOCAL],
+    works: /step \d/,
+    ...{ code: 130, trains: true, uses: 'train' },
+  },
+  'serve-model': {
+    args: ['serve-model', RUN, '--port', '0', ...LAST, ...OF_RUN],
+    works: /answers at/,
+    ...{ code: 0, uses: 'train' },
+  },
+  look: {
+    args: ['look', EXPERIMENT, '--run', RUN, ...LAST, ...OF_RUN],
+    ...{ works: 'state', code: 130, uses: 'train' },
+  },
+  predict: {
+    args: ['predict', RUN, 'data/auto-mpg.csv', ...LAST, ...OF_RUN],
+    ...{ works: 'state', code: 130, uses: 'train' },
+  },
+  report: {
+    args: ['report', RUN, '--html', 'report.html', '--state', '.downpour'],
+    ...{ works: 'state', code: 130, uses: 'train' },
+  },
+  export: {
+    args: ['export', RUN, '--to', 'exported', '--format', 'tfjs', ...LAST, '--state', '.downpour'],
+    ...{ works: 'state', code: 130, uses: 'train' },
+  },
   'status --watch': {
     args: ['status', '--watch', '--server', 'http://127.0.0.1:9'],
     works: /trying again/,
     code: 0,
   },
 };
+
+/** Those that need the folder of another one stand behind it. @returns the folder in which a command runs, all in one folder. */
+export function homeOf(folder: string, name: string): string {
+  const home = join(folder, name.replaceAll(' ', ''));
+  const { uses } = LONG_COMMANDS[name]!;
+  if (uses) cpSync(homeOf(folder, uses), home, { recursive: true });
+  return home;
+}
 
 export interface Interrupted {
   /** 130: of its own, or as a shell has it for a process that SIGINT has ended. */
@@ -98,6 +145,9 @@ export async function interrupt(
   mkdirSync(folder, { recursive: true });
   cpSync(join(EXAMPLES, EXPERIMENT), join(folder, EXPERIMENT));
   cpSync(join(EXAMPLES, 'data'), join(folder, 'data'), { recursive: true });
+  // A copied folder has that of the server that was there.
+  const address = join(folder, '.downpour', '.owner', 'address.json');
+  rmSync(address, { force: true });
   const clean = Object.entries(process.env).filter(([name]) => !name.startsWith('DOWNPOUR_'));
   const child = spawn(process.execPath, [program, ...args], {
     ...{ cwd: folder, env: { ...Object.fromEntries(clean), NO_COLOR: '1' } },
@@ -111,13 +161,18 @@ export async function interrupt(
   const working = new Promise<void>((done) => {
     const hear = (chunk: Buffer) => {
       text += chunk;
-      if (works.test(text)) done();
+      if (works !== 'state' && works.test(text)) done();
     };
+    if (works === 'state')
+      watchFile(address, { interval: 20 }, ({ mtimeMs }) => {
+        if (mtimeMs > 0) done();
+      });
     child.stdout.on('data', hear);
     child.stderr.on('data', hear);
   });
   const timer = setTimeout(() => process.kill(group, 'SIGKILL'), limitMs);
   await Promise.race([working, closed]);
+  unwatchFile(address);
   const since = performance.now();
   if (child.exitCode === null) process.kill(group, 'SIGINT');
   const { code, signal } = await closed;

@@ -22,6 +22,7 @@ const run = promisify(execFile);
 const folder = mkdtempSync(join(tmpdir(), 'downpour-predict-'));
 const state = join(folder, 'state');
 const at = (name: string) => join(folder, name);
+const ROOT = join(import.meta.dirname, '../..');
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 /** The id of the run that `train` made. */
@@ -266,6 +267,39 @@ describe('a table', () => {
     await server.stop();
     expect(await server.closed).toBe(0);
   });
+});
+
+test('cars, of which some have no consumption and some no power, go from init to predictions', async () => {
+  const cars = readFileSync(join(ROOT, 'examples/data/auto-mpg.csv'), 'utf8').trim().split('\n');
+  const [header, ...lines] = cars;
+  const power = header!.split(',').indexOf('horsepower');
+  const emptied = lines.map((line, i) => {
+    const cells = line.split(',');
+    if (i % 40 === 7) cells[0] = '';
+    if (i % 30 === 3) cells[power] = '?';
+    return cells.join(',');
+  });
+  const held = emptied.filter((_, i) => i % 10 === 9);
+  await writeFile(at('cars.csv'), [header, ...emptied.filter((_, i) => i % 10 !== 9)].join('\n'));
+  await writeFile(at('new-cars.csv'), [header, ...held].join('\n'));
+  // Three commands, and no line by hand.
+  await outputOf('init', at('cars.ts'), '--data', at('cars.csv'), '--target', 'mpg');
+  const id = await trained(at('cars.ts'));
+  const out = await outputOf(
+    ...['predict', id, at('new-cars.csv'), '--unknown', 'none', '--json'],
+    ...['--state', state, '--experiments', folder, '--engine', 'wasm'],
+  );
+  const told = out
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Prediction);
+  expect(told.length).toBe(held.length);
+  const right = lines.filter((_, i) => i % 10 === 9).map((line) => Number(line.split(',')[0]));
+  const mean = right.reduce((sum, value) => sum + value, 0) / right.length;
+  const offBy = (guess: (i: number) => number) =>
+    right.reduce((sum, value, i) => sum + Math.abs(value - guess(i)), 0) / right.length;
+  // In miles per gallon: far better than the mean of all.
+  expect(offBy((i) => Number(told[i]!.prediction))).toBeLessThan(0.6 * offBy(() => mean));
 });
 
 test('photos of mixed sizes, in folders of parts, are learnt and answered to', async () => {
