@@ -4,6 +4,7 @@
  *
  *     npx tsx bench/recurrent.ts
  *     npx tsx bench/recurrent.ts --steps 50 --models characters --engines wasm,torch-1
+ *     npx tsx bench/recurrent.ts --soak 10000     # tensors and memory over so many steps of a small model
  *
  * The rows take turns step by step, so their ratios hold on a busy machine, and so does the processor's time, which is
  * measured beside: on a machine that others use, a step waits and a processor does not. Models: `characters`, an
@@ -25,7 +26,8 @@ import { openEngine } from '../worker/engine.ts';
 import { engineFolder, readEngine } from '../worker/engine-folder.ts';
 import type { ModelArguments } from '../worker/experiment.ts';
 import { buildModel } from '../worker/model.ts';
-import { formatTable } from './report.ts';
+import { tf } from '../worker/tf.ts';
+import { formatBytes, formatTable } from './report.ts';
 
 const MODELS = ['characters', 'lstm', 'gru'] as const;
 type ModelName = (typeof MODELS)[number];
@@ -37,6 +39,9 @@ const WARM_UP_STEPS = 4;
 const WINDOW = 64;
 const CHARACTERS = 65;
 
+/** Units of the models; a soak asks for few. */
+let units = 128;
+
 interface Took {
   readonly ms: number;
   readonly processorMs: number;
@@ -47,10 +52,9 @@ interface Stepper {
   dispose(): void;
 }
 
-const recurrent = { units: 128, recurrentActivation: 'sigmoid' } as const;
-
 function build(name: ModelName, { tf }: ModelArguments) {
   const { layers } = tf;
+  const recurrent = { units, recurrentActivation: 'sigmoid' } as const;
   if (name === 'characters') {
     return tf.sequential({
       layers: [
@@ -188,11 +192,26 @@ async function measure(name: ModelName, engines: readonly BenchedEngine[], steps
   });
 }
 
+/** @param steps of each engine. Prints the tensors and the resident memory after each tenth of them. */
+async function soak(name: ModelName, engine: BenchedEngine, steps: number): Promise<void> {
+  await setBackend(engine === 'native' ? 'tensorflow' : engine);
+  const model = await downpourStepper(name);
+  for (let i = 0; i <= steps; i++) {
+    if (i % Math.ceil(steps / 10) === 0) {
+      const [tensors, bytes] = [tf.memory().numTensors, process.memoryUsage().rss];
+      console.log(`${name} ${engine} step ${i}: ${tensors} tensors, ${formatBytes(bytes)}`);
+    }
+    await model.step(i);
+  }
+  model.dispose();
+}
+
 const { values } = parseArgs({
   options: {
     models: { type: 'string', default: MODELS.join(',') },
     engines: { type: 'string', default: ENGINES.join(',') },
     steps: { type: 'string', default: '30' },
+    soak: { type: 'string' },
   },
 });
 const asked = values.engines.split(',') as BenchedEngine[];
@@ -201,6 +220,15 @@ if (asked.includes('native') && !isInstalled) console.log('native: downpour engi
 const engines = asked.filter((each) => each !== 'native' || isInstalled);
 if (engines.includes('native')) await openEngine({ engine: 'native' });
 if (engines.includes('wasm')) await openWasm('').then(prove);
+if (values.soak !== undefined) {
+  units = 8;
+  for (const name of values.models.split(',') as ModelName[]) {
+    for (const engine of engines.filter((each) => !each.startsWith('torch'))) {
+      await soak(name, engine, Number(values.soak));
+    }
+  }
+  process.exit(0);
+}
 for (const name of values.models.split(',') as ModelName[]) {
   const rows = await measure(name, engines, Number(values.steps));
   const columns = [
