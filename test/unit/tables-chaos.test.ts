@@ -139,7 +139,8 @@ test.each<[string, PartialConfig]>([
         } else if (what === 'twice' && worker.last) {
           const { push, payload } = worker.last;
           const again = run.call({ call: 'push', worker: worker.key, push, now: 0 }, payload);
-          expect(['duplicate', 'rejected']).toContain(again.outcome);
+          // One that was refused may be taken now, once.
+          note(shadow, worker, again);
         } else if (what === 'leave') {
           run.call({ call: 'leave', worker: worker.key });
           workers[i] = come(i);

@@ -12,6 +12,13 @@ export interface RowStep {
   readonly age: number;
 }
 
+/** The gradient of a row: elements [at, at + width). */
+export interface RowGradient {
+  readonly values: Float32Array;
+  readonly at: number;
+  readonly width: number;
+}
+
 export interface RowRule {
   /** Numbers of state a row of this width has. */
   stateSize(width: number): number;
@@ -24,7 +31,7 @@ export interface RowRule {
   update(
     theta: Float32Array,
     at: number,
-    gradient: Float32Array,
+    gradient: RowGradient,
     state: Float32Array,
     stateAt: number,
     step: RowStep,
@@ -46,8 +53,8 @@ export function createRowRule(config: TableOptimizer): RowRule {
 const SGD: RowRule = {
   stateSize: () => 0,
   initial: 0,
-  update(theta, at, gradient, _, __, { rate }) {
-    for (let i = 0; i < gradient.length; i++) theta[at + i] = theta[at + i]! - rate * gradient[i]!;
+  update(theta, at, { values: g, at: from, width }, _, __, { rate }) {
+    for (let i = 0; i < width; i++) theta[at + i] = theta[at + i]! - rate * g[from + i]!;
   },
 };
 
@@ -65,14 +72,13 @@ function adagrad({
   return {
     stateSize: () => 1,
     initial,
-    update(theta, at, gradient, state, stateAt, { rate }) {
-      const width = gradient.length;
+    update(theta, at, { values: g, at: from, width }, state, stateAt, { rate }) {
       let squares = 0;
-      for (let i = 0; i < width; i++) squares += gradient[i]! * gradient[i]!;
+      for (let i = from; i < from + width; i++) squares += g[i]! * g[i]!;
       const r = Math.fround(state[stateAt]! + squares / width);
       state[stateAt] = r;
       const step = rate / (Math.sqrt(r) + delta);
-      for (let i = 0; i < width; i++) theta[at + i] = theta[at + i]! - step * gradient[i]!;
+      for (let i = 0; i < width; i++) theta[at + i] = theta[at + i]! - step * g[from + i]!;
     },
   };
 }
@@ -94,14 +100,13 @@ function adam({
   return {
     stateSize: (width) => 2 * width,
     initial: 0,
-    update(theta, at, gradient, state, stateAt, { rate, step, age }) {
-      const width = gradient.length;
+    update(theta, at, { values, at: from, width }, state, stateAt, { rate, step, age }) {
       const scale = rate / (1 - beta1 ** step);
       const correction = 1 / (1 - beta2 ** step);
       const keep1 = beta1 ** age;
       const keep2 = beta2 ** age;
       for (let i = 0; i < width; i++) {
-        const g = gradient[i]!;
+        const g = values[from + i]!;
         const m = keep1 * state[stateAt + i]! + (1 - beta1) * g;
         const v = keep2 * state[stateAt + width + i]! + (1 - beta2) * g * g;
         state[stateAt + i] = m;

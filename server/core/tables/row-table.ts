@@ -185,8 +185,9 @@ export class RowTable {
   squares(limit: number): number {
     let sum = 0;
     const size = this.#keys.length * this.width;
+    const gradients = this.#gradients;
     for (let i = 0; i < size; i++) {
-      const g = this.#gradients[i]!;
+      const g = gradients[i]!;
       // Infinity would be cut.
       if (g - g !== 0) return Number.NaN;
       const cut = Math.max(-limit, Math.min(limit, g));
@@ -220,41 +221,49 @@ export class RowTable {
     const sweepSteps = Math.ceil((expireAfter ?? Infinity) / SWEEPS);
     if (expireAfter !== null && rowStep % sweepSteps === 0) this.#expire(rowStep);
     let finite = true;
+    this.#clip(clip);
+    const step = { rate: 0, step: rowStep - this.#began, age: 0 };
     for (let i = 0; i < this.#keys.length; i++) {
       const key = this.#keys[i]!;
       const slot = this.#index.admit(key);
       if (slot < 0) continue;
-      const gradient = this.#gradients.subarray(i * width, (i + 1) * width);
-      for (let j = 0; j < width; j++) {
-        const g = gradient[j]!;
-        gradient[j] = Math.max(-clip.limit, Math.min(clip.limit, g)) * clip.factor;
-      }
       const last = this.#changed[slot]!;
       this.#touch(slot, key, rowStep);
       const isNew = last <= this.#began;
       const stateAt = slot * this.#stateSize;
       if (isNew) this.#state.fill(this.#rule.initial, stateAt, stateAt + this.#stateSize);
-      this.#rule.update(this.#theta, slot * width, gradient, this.#state, stateAt, {
-        rate: own * scaleOf(Math.max(0, last - readStep)),
-        step: rowStep - this.#began,
-        age: isNew ? 0 : rowStep - last,
-      });
+      step.rate = own * scaleOf(Math.max(0, last - readStep));
+      step.age = isNew ? 0 : rowStep - last;
+      const from = { values: this.#gradients, at: i * width, width };
+      this.#rule.update(this.#theta, slot * width, from, this.#state, stateAt, step);
       if (!this.#settle(slot, maxNorm)) finite = false;
     }
     return finite;
+  }
+
+  #clip({ limit, factor }: Clip): void {
+    if (limit === Infinity && factor === 1) return;
+    const size = this.#keys.length * this.width;
+    for (let i = 0; i < size; i++) {
+      const g = this.#gradients[i]!;
+      this.#gradients[i] = Math.max(-limit, Math.min(limit, g)) * factor;
+    }
   }
 
   /** The row is about to change: it is kept for those who look at it as it was, and brought up to date. */
   #touch(slot: number, key: number, rowStep: number): void {
     const { width } = this;
     const last = this.#changed[slot]!;
-    const row = this.#theta.subarray(slot * width, (slot + 1) * width);
-    for (const capture of this.#captures.values()) this.#keep(capture, key, slot);
+    const start = slot * width;
+    if (this.#captures.size > 0) {
+      for (const capture of this.#captures.values()) this.#keep(capture, key, slot);
+    }
     this.#note(slot, last);
-    if (last === 0) this.#initial(key, row);
+    if (last === 0) this.#initial(key, this.#theta.subarray(start, start + width));
     if (this.#decays.length > 0) {
       const factor = Math.exp(this.#decay - (last === 0 ? 0 : this.#decays[slot]!));
-      for (let j = 0; j < width; j++) row[j] = row[j]! * factor;
+      const theta = this.#theta;
+      for (let j = start; j < start + width; j++) theta[j] = theta[j]! * factor;
       this.#decays[slot] = this.#decay;
     }
     this.#mark(slot, rowStep);
@@ -270,8 +279,9 @@ export class RowTable {
   #settle(slot: number, maxNorm: number | null): boolean {
     const { width } = this;
     const start = slot * width;
+    const theta = this.#theta;
     let squares = 0;
-    for (let i = start; i < start + width; i++) squares += this.#theta[i]! ** 2;
+    for (let i = start; i < start + width; i++) squares += theta[i]! * theta[i]!;
     if (!Number.isFinite(squares)) return false;
     const norm = Math.sqrt(squares);
     if (maxNorm === null || norm <= maxNorm) return true;
@@ -299,9 +309,8 @@ export class RowTable {
     fresh.push(last === 0);
     changed.push(last);
     decays.push(this.#decays[slot] ?? 0);
-    values.set(this.#theta.subarray(slot * width, (slot + 1) * width), at);
-    const stateAt = slot * this.#stateSize;
-    values.set(this.#state.subarray(stateAt, stateAt + this.#stateSize), at + width);
+    copyRow(this.#theta, slot * width, values, at, width);
+    copyRow(this.#state, slot * this.#stateSize, values, at + width, this.#stateSize);
   }
 
   /** Takes the last `apply` back. */
@@ -336,8 +345,11 @@ export class RowTable {
   read(keys: Uint32Array, capture: number | null, out: Float32Array): void {
     const { width } = this;
     const then = capture === null ? null : this.#captured(capture);
-    for (const [i, key] of keys.entries()) {
-      this.#readRow(key, then, out.subarray(i * width, (i + 1) * width));
+    const isPlain = then === null && this.#decays.length === 0;
+    for (let i = 0; i < keys.length; i++) {
+      const slot = isPlain ? this.#find(keys[i]!) : -1;
+      if (slot < 0) this.#readRow(keys[i]!, then, out.subarray(i * width, (i + 1) * width));
+      else copyRow(this.#theta, slot * width, out, i * width, width);
     }
   }
 
@@ -549,6 +561,17 @@ export class RowTable {
     const initial = createInitialRow(this.#config.initializer, at.seed, this.name);
     this.#captures.set(id, { at, initial, rows });
   }
+}
+
+/** By elements: two views cost more than the copy of a row. */
+function copyRow(
+  from: Float32Array,
+  fromAt: number,
+  to: Float32Array,
+  toAt: number,
+  count: number,
+): void {
+  for (let i = 0; i < count; i++) to[toAt + i] = from[fromAt + i]!;
 }
 
 export interface RowTensorsOfCapture extends Pick<RowTensors, 'keys' | 'values'> {
