@@ -96,7 +96,7 @@ export function encodeKeys(keys: readonly Uint32Array[]): Uint8Array<ArrayBuffer
 }
 
 /** @returns where the keys end. */
-function writeKeys(keys: Uint32Array, out: Uint8Array<ArrayBuffer>, at: number): number {
+export function writeKeys(keys: Uint32Array, out: Uint8Array<ArrayBuffer>, at: number): number {
   const start = out.byteOffset + at;
   const target = new Uint32Array(out.buffer, start, 1 + keys.length);
   target[0] = keys.length;

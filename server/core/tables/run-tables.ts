@@ -11,6 +11,7 @@ import {
   readEncodedRows,
   rowBytes,
   type TableRows,
+  writeKeys,
 } from '../../../shared/rows.ts';
 import { rowShapes, tablesOf } from '../../../shared/tables.ts';
 import type { Clip } from '../fused.ts';
@@ -198,12 +199,27 @@ export class RunTables {
     encoding: RowEncoding,
     capture: number | null,
   ): Uint8Array<ArrayBuffer> {
+    if (encoding === 'f32') return this.#readPlain(keys, capture);
     const rows = this.#tables.map((table, i): TableRows => {
       const values = new Float32Array(keys[i]!.length * table.width);
       table.read(keys[i]!, capture, values);
       return { keys: keys[i]!, values };
     });
     return encodeRows(this.shapes, rows, encoding);
+  }
+
+  /** Rows in f32, each read to where it is sent from. */
+  #readPlain(keys: readonly Uint32Array[], capture: number | null): Uint8Array<ArrayBuffer> {
+    const counts = keys.map(({ length }) => length);
+    const bytes = new Uint8Array(rowBytes(this.shapes, counts, 'f32'));
+    let at = 0;
+    for (const [i, table] of this.#tables.entries()) {
+      at = writeKeys(keys[i]!, bytes, at);
+      const values = new Float32Array(bytes.buffer, at, counts[i]! * table.width);
+      table.read(keys[i]!, capture, values);
+      at += values.byteLength;
+    }
+    return bytes;
   }
 
   // Captures.
