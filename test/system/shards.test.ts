@@ -10,6 +10,7 @@ import { checkpointFolder, newestValidCheckpoint } from '../../files/checkpoint.
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import type { PartialConfig } from '../../shared/config.ts';
+import { STATE_PREFIX } from '../../shared/layout.ts';
 import type { Health, RunDetail } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
@@ -138,6 +139,48 @@ async function startShard(state: string): Promise<{ child: ChildProcess; url: st
 
 const EXAMPLES_AN_EPOCH = 6_400;
 
+/**
+ * With one worker and plain SGD, each element of the parameters is what plain training makes of it: after the last step if
+ * its fragment was exchanged then, after the one before if the other was.
+ */
+async function exchangesByFragments(
+  one: Awaited<ReturnType<typeof start>>,
+  several: Awaited<ReturnType<typeof start>>,
+): Promise<void> {
+  const STEPS = 6;
+  const plain = (stepsMax: number): PartialConfig => ({
+    ...{ ...FEW, stepsMax, evaluateEverySteps: stepsMax, averaging: { kind: 'none' } },
+    ...{ optimizer: { kind: 'sgd' }, learningRate: 0.05 },
+  });
+  await create(several.client, 'f', { ...plain(STEPS), local: { steps: 2, fragments: 2 } });
+  await work(several.url, 'f');
+  expect(await several.client.run('f')).toMatchObject({ phase: 'finished', step: STEPS });
+  const ends: Map<string, Float32Array>[] = [];
+  for (const steps of [STEPS, STEPS - 1]) {
+    await create(one.client, `p${steps}`, plain(steps));
+    await work(one.url, `p${steps}`);
+    const tensors = await lastCheckpoint('one', `p${steps}`);
+    ends.push(new Map(tensors.map(({ name, values }) => [name, values])));
+  }
+  let [late, early, other] = [0, 0, 0];
+  for (const { name, values } of await lastCheckpoint('several', 'f')) {
+    if (name.startsWith(STATE_PREFIX)) continue;
+    const [after, before] = ends.map((tensors) => tensors.get(name)!);
+    for (const [i, value] of values.entries()) {
+      // A delta is rounded once more than a gradient.
+      const is = (wanted: number) => Math.abs(value - wanted) < 1e-6;
+      if (after![i] === before![i] && is(after![i]!)) continue;
+      if (is(after![i]!)) late++;
+      else if (is(before![i]!)) early++;
+      else other++;
+    }
+  }
+  expect(other).toBe(0);
+  // Pixels that are never lit do not move at all; of the others each fragment has about half.
+  expect(late / early).toBeGreaterThan(0.5);
+  expect(late / early).toBeLessThan(2);
+}
+
 describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
   test('in threads trains the same parameters as one without, to the bit', async () => {
     const one = await start('one');
@@ -151,6 +194,7 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
     expect(await lastCheckpoint('several', 'a')).toEqual(await lastCheckpoint('one', 'a'));
     const [first, second] = await Promise.all([one.client.run('a'), several.client.run('a')]);
     expect(second.test).toMatchObject({ loss: first.test!.loss, error: first.test!.error });
+    await exchangesByFragments(one, several);
     // A run that is removed goes from the shards too, and its name is free.
     const ports = [
       ...lines.find((line) => line.startsWith('3 shards'))!.matchAll(/127\.0\.0\.1:(\d+)/g),
@@ -160,9 +204,9 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
       return ((await health.json()) as { runs: number }).runs;
     };
     const heldByAll = () => Promise.all(ports.map(([, port]) => held(port)));
-    expect(await heldByAll()).toEqual([1, 1]);
-    await several.client.removeRun('a');
-    await until('the shards have let go of it', async () => String(await heldByAll()) === '0,0');
+    expect(await heldByAll()).toEqual([2, 2]);
+    for (const run of ['a', 'f']) await several.client.removeRun(run);
+    await until('the shards have let go of both', async () => String(await heldByAll()) === '0,0');
     await create(several.client, 'a', { ...FEW, stepsMax: 3 });
     await work(several.url, 'a');
     expect(await several.client.run('a')).toMatchObject({ phase: 'finished', step: 3 });
