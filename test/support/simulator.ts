@@ -10,10 +10,19 @@ import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { collects, isInRounds } from '../../shared/consistency.ts';
 import type { DownpourError } from '../../shared/errors.ts';
+import { fragmentPieces } from '../../shared/fragments.ts';
 import { GROUPS_HEADER } from '../../shared/groups.ts';
-import { createLayout } from '../../shared/layout.ts';
-import { LOCAL_STEPS_HEADER } from '../../shared/local-steps.ts';
-import type { Acknowledgement, Lease, Push, ServerMessage, Work } from '../../shared/protocol.ts';
+import { createLayout, type Layout } from '../../shared/layout.ts';
+import { FRAGMENTS_HEADER, fragmentsOf, LOCAL_STEPS_HEADER } from '../../shared/local-steps.ts';
+import type {
+  Acknowledgement,
+  Join,
+  Lease,
+  LocalWork,
+  Push,
+  ServerMessage,
+  Work,
+} from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
 import { VERSION } from '../../shared/version.ts';
 import type {
@@ -23,6 +32,7 @@ import type {
   Landing,
   PayloadPlace,
 } from '../../wire/connection.ts';
+import { FragmentedParameters } from '../../worker/fragments.ts';
 import {
   createProblem,
   EXCHANGED,
@@ -88,7 +98,16 @@ export interface Summary {
 }
 
 const problem = createProblem();
-const LAYOUT = createLayout(TENSORS);
+/** Fragments are of 256 elements at least: one more tensor, whose elements go where their index says. */
+const WIDE = 256;
+const WIDE_TENSORS: Join['tensors'] = [
+  ...TENSORS.slice(0, 2),
+  { name: 'wide', shape: [WIDE], role: 'trainable' },
+  ...TENSORS.slice(2),
+];
+const [SMALL, LARGE] = [TENSORS, WIDE_TENSORS].map((tensors) => createLayout(tensors));
+/** Elements of the problem itself, before those of `wide`. */
+const OWN = EXCHANGED - 1;
 /** What clusters are of besides asynchronous ones, as many of which there are. */
 const MODES: readonly NonNullable<PartialConfig['consistency']>[] = [
   { mode: 'bounded', aheadMax: 0 },
@@ -101,6 +120,7 @@ const MODES: readonly NonNullable<PartialConfig['consistency']>[] = [
   { mode: 'buffered', bufferSize: 2, stalenessMax: 0 },
   { mode: 'async', correction: 'delay' },
   { mode: 'async', correction: 'compensated' },
+  { mode: 'async', correction: 'lookahead', velocity: 'worker' },
 ];
 const IN_ROUNDS = { stalenessMax: null, damping: 'none', correction: 'none', depth: 1 } as const;
 /** Workers take local steps in a third of the simulations. */
@@ -108,6 +128,7 @@ const LOCAL: readonly PartialConfig[] = [
   { local: { steps: 3 }, outer: { momentum: 0.5 } },
   { local: { steps: 2, after: 4 } },
   { local: { steps: 2, push: 'elastic' } },
+  { local: { steps: 2, fragments: 2 }, outer: { momentum: 0.5 } },
 ];
 /** An elastic exchange moves both sides at once: the modes that it works in. */
 const ELASTIC_MODES: readonly (string | undefined)[] = [
@@ -170,6 +191,10 @@ class Simulation {
   readonly options: SimulationOptions;
   readonly config: PartialConfig;
   readonly consistency: RunConfig['consistency'];
+  /** Parts that the parameters are exchanged in. */
+  readonly fragments: number;
+  readonly tensors: Join['tensors'];
+  readonly layout: Layout;
   /** Null: there is no standby. */
   readonly follow: Follow | null;
   /** Whether another push may follow one at once. */
@@ -202,7 +227,10 @@ class Simulation {
     // What is kept of gradients has no meaning for the results of local steps.
     const isElastic = local?.local?.push === 'elastic';
     const isMean = mode?.aggregate === undefined;
-    const fits = !isElastic || (ELASTIC_MODES.includes(mode?.mode) && isMean);
+    const isByFragments = local?.local?.fragments !== undefined;
+    const fits =
+      (!isElastic || (ELASTIC_MODES.includes(mode?.mode) && isMean)) &&
+      (!isByFragments || mode?.mode !== 'buffered');
     const isLocal =
       local !== undefined &&
       fits &&
@@ -211,12 +239,13 @@ class Simulation {
     const config: PartialConfig = {
       minibatchSize: 4,
       ...(isLocal && local),
-      ...(!isLocal && groups && { groups }),
+      ...(!isLocal && mode?.velocity === undefined && groups && { groups }),
       learningRate: 0.03,
       epochsMax: this.pick([2, 6, 20]),
       leaseSeconds: this.pick([3, 10, 60]),
       evaluateEverySteps: this.pick([3, 5, 11]),
       optimizer: { kind: this.pick(['sgd', 'momentum', 'adam'] as const) },
+      ...(mode?.velocity && { optimizer: { kind: 'momentum' } }),
       averaging: this.pick([{ kind: 'none' }, { kind: 'ema', decay: 0.9 }] as const),
       consistency: {
         stalenessMax,
@@ -226,7 +255,7 @@ class Simulation {
         ...(mode && { damping: 'none', depth: 1 }),
         ...(inRounds && IN_ROUNDS),
         ...mode,
-        ...(isLocal && isElastic && { depth: 1 }),
+        ...(isLocal && (isElastic || isByFragments) && { depth: 1 }),
       },
       nonFiniteMax: 1_000,
       earlyStopping: {
@@ -236,7 +265,11 @@ class Simulation {
       },
     };
     this.config = config;
-    this.consistency = resolveConfig(config).consistency;
+    const resolved = resolveConfig(config);
+    this.consistency = resolved.consistency;
+    this.fragments = fragmentsOf(resolved);
+    this.tensors = this.fragments > 1 ? WIDE_TENSORS : TENSORS;
+    this.layout = this.fragments > 1 ? LARGE! : SMALL!;
     // They have streams of their own, so that a cluster's other faults are what they were without them.
     this.together = random(seed, 3);
     this.hanging = random(seed, 8);
@@ -300,7 +333,7 @@ class Simulation {
   async run(): Promise<Summary> {
     await this.server.begin();
     const count = 1 + this.draw.below(5);
-    // The last one, where others can do its work. A liar is sent evaluations out of turn, which have no time limit.
+    // The last one, where others can do its work.
     const hangs = count > 1 && this.hanging.below(3) === 0;
     for (let i = 0; i < count; i++) {
       const liar = this.chance(0.25);
@@ -403,6 +436,7 @@ class SimulatedConnection {
     this.session = new WorkerSession(end, coordinator!, '', null, budget, {
       [GROUPS_HEADER]: 'yes',
       [LOCAL_STEPS_HEADER]: 'yes',
+      [FRAGMENTS_HEADER]: 'yes',
     });
     try {
       coordinator!.workers.opened(this.session);
@@ -951,14 +985,35 @@ class SimulatedServer {
 
   /** Parameters as a worker got them: those of that step, and not torn. */
   checkPayload(message: Work, payload: Float32Array): void {
-    if (message.evaluation || payload.length !== EXCHANGED) return;
-    const known = this.#vectors.get(`${message.generation} ${message.step}`);
+    const { layout, fragments: count } = this.#simulation;
+    const { fragment } = message;
+    if (message.evaluation) return;
+    if (fragment === undefined && payload.length !== layout.exchangedSize) return;
+    const all = this.#vectors.get(`${message.generation} ${message.step}`);
+    const known =
+      fragment === undefined
+        ? all
+        : all && fragmentOfVector(all, layout, { index: fragment, count });
     if (known !== undefined && known !== payload.join()) {
       this.#simulation.violate(
         3,
         `the parameters sent for step ${message.step} are not those of it`,
       );
     }
+  }
+
+  /** An update by fragments moves one of them alone. */
+  #checkFragments(run: Run, now: string): void {
+    const { layout, fragments: count } = this.#simulation;
+    const before = this.#vectors.get(`${run.generation} ${run.step - 1}`);
+    if (count === 1 || before === undefined) return;
+    const moved = Array.from({ length: count }, (_, index) => index).filter((index) => {
+      const trainable = (all: string) =>
+        fragmentOfVector(all, { ...layout, exchangedSize: layout.trainableSize }, { index, count });
+      return trainable(now) !== trainable(before);
+    });
+    if (moved.length <= 1) return;
+    this.#simulation.violate(3, `step ${run.step} moved the fragments ${moved.join(' and ')}`);
   }
 
   /** After each event. */
@@ -985,7 +1040,7 @@ class SimulatedServer {
     if (!run.hasParameters) return;
     const vector = run
       .finalTensors()
-      .slice(0, 3)
+      .slice(0, -1)
       .flatMap(({ values }) => [...values]);
     if (!vector.every(Number.isFinite)) {
       simulation.violate(7, `parameters at step ${run.step} are not finite: ${vector}`);
@@ -993,8 +1048,10 @@ class SimulatedServer {
     const at = `${run.generation} ${run.step}`;
     const known = this.#vectors.get(at);
     const now = vector.join();
-    if (known === undefined) this.#vectors.set(at, now);
-    else if (known !== now) {
+    if (known === undefined) {
+      this.#vectors.set(at, now);
+      this.#checkFragments(run, now);
+    } else if (known !== now) {
       simulation.violate(3, `the parameters changed within step ${run.step}`);
     }
   }
@@ -1130,6 +1187,21 @@ interface Kept {
   readonly payload: Uint8Array;
 }
 
+/** @param all numbers with commas. */
+function fragmentOfVector(
+  all: string,
+  layout: Pick<Layout, 'trainableSize' | 'exchangedSize'>,
+  fragment: { readonly index: number; readonly count: number },
+): string {
+  const numbers = all.split(',');
+  const whole = [{ start: 0, end: layout.exchangedSize }];
+  return fragmentPieces(layout, whole, fragment)
+    .flatMap(({ gradient, statistics }) =>
+      [gradient, statistics].flatMap(({ start, end }) => numbers.slice(start, end)),
+    )
+    .join();
+}
+
 /** Does what worker/client.ts and trainer.ts do; a liar also does what they never would. */
 class SimulatedWorker {
   readonly #simulation: Simulation;
@@ -1149,6 +1221,8 @@ class SimulatedWorker {
   #current: Current | null = null;
   /** Its own parameters, where it pushes them; null: none yet. */
   #own: Float32Array | null = null;
+  /** The same by fragments; null: all are exchanged together. */
+  readonly #fragments: FragmentedParameters | null;
   #attempt = 0;
   #life = 0;
 
@@ -1158,6 +1232,9 @@ class SimulatedWorker {
     this.#name = name;
     this.#liar = liar;
     this.#hangs = hangs;
+    const { layout, fragments } = simulation;
+    const whole = [{ start: 0, end: layout.exchangedSize }];
+    this.#fragments = fragments > 1 ? new FragmentedParameters(layout, whole, fragments) : null;
   }
 
   get responds(): boolean {
@@ -1173,6 +1250,7 @@ class SimulatedWorker {
     this.#kept = [];
     this.#current = null;
     this.#own = null;
+    this.#fragments?.reset();
     this.#busy = false;
     this.#connect();
   }
@@ -1248,10 +1326,11 @@ class SimulatedWorker {
     if (message.type !== 'error') this.#attempt = 0;
     if (message.type === 'assign') {
       this.#resend = true;
-      const join = { type: 'join', run: 'r', experimentHash: 'hash', tensors: TENSORS };
-      this.#connection?.send({ ...join, data: problem.summary, facts: 'json' }, FACTS);
+      const join = { type: 'join', run: 'r', experimentHash: 'hash' };
+      const { tensors } = this.#simulation;
+      this.#connection?.send({ ...join, tensors, data: problem.summary, facts: 'json' }, FACTS);
     } else if (message.type === 'initialise') {
-      const values = new Float32Array(LAYOUT.size).fill(0.1);
+      const values = new Float32Array(this.#simulation.layout.size).fill(0.1);
       this.#connection?.send(
         { type: 'initialised', run: 'r', grant: message.grant },
         bytesOf(values),
@@ -1270,13 +1349,18 @@ class SimulatedWorker {
     const { acknowledgements, leases, evaluation, step, generation } = message;
     for (const acknowledgement of acknowledgements) {
       this.#kept = this.#kept.filter(({ push }) => push.sequence > acknowledgement.sequence);
+      this.#fragments?.settled(acknowledgement.outcome !== 'rejected');
     }
     if (this.#resend) {
       this.#resend = false;
       for (const { push, payload } of this.#kept) this.#connection?.send(push, payload);
     }
-    const theta = payload.slice(0, EXCHANGED);
+    const theta = payload.slice(0, simulation.layout.exchangedSize);
     if (evaluation) {
+      if (this.#hangs && simulation.hanging.uniform() < 0.1) {
+        this.#busy = true;
+        return;
+      }
       this.#compute(200, () => {
         const loss = lossOf(problem, evaluation.part, theta);
         this.#connection?.send({
@@ -1286,7 +1370,13 @@ class SimulatedWorker {
       });
       return;
     }
-    if (generation !== this.#current?.generation) this.#own = null;
+    if (generation !== this.#current?.generation) {
+      this.#own = null;
+      this.#fragments?.reset();
+    }
+    if (payload.length > 0 && message.local?.fragment !== undefined) {
+      this.#fragments!.receive(payload, message.fragment ?? null);
+    }
     if (payload.length > 0) this.#current = { theta, step, generation };
     const current = this.#current;
     const lease = leases.find(({ id }) => !this.#kept.some(({ push }) => push.lease === id));
@@ -1309,13 +1399,17 @@ class SimulatedWorker {
 
   #push(lease: Lease, { theta, step, generation }: Current, local: Work['local']): void {
     const isElastic = local?.push === 'elastic';
-    const at = (isElastic ? this.#own : null) ?? theta;
-    const { payload, loss } = gradientOf(problem, 0, lease, at);
+    const isByFragments = local?.fragment !== undefined;
+    const own = isByFragments ? this.#fragments!.own : isElastic ? this.#own : null;
+    const at = own ?? theta;
+    const { payload: given, loss } = gradientOf(problem, 0, lease, at);
+    let payload = given;
     // One large step is as good as several here.
-    for (let i = 0; local && i < EXCHANGED - 1; i++) payload[i]! *= local.learningRate;
+    for (let i = 0; local && i < OWN; i++) payload[i]! *= local.learningRate;
+    if (isByFragments) payload = this.#fragment(local, payload);
     if (isElastic) {
       // What is pushed is where it has come to; then it moves towards the server.
-      for (let i = 0; i < EXCHANGED - 1; i++) payload[i] = at[i]! - payload[i]!;
+      for (let i = 0; i < OWN; i++) payload[i] = at[i]! - payload[i]!;
       const rate = local.movingRate!;
       this.#own = payload.map((x, i) => x - rate * (x - theta[i]!));
     }
@@ -1323,12 +1417,29 @@ class SimulatedWorker {
       ...{ type: 'push', run: 'r', sequence: ++this.#sequence, lease: lease.id, step, generation },
       ...{ loss: Number.isFinite(loss) ? loss : null, computeMs: 1, encoding: 'f32' },
       ...(local && { kind: local.push }),
+      ...(isByFragments && { fragment: local.fragment! }),
     };
     const kept = { push, payload: bytesOf(payload).slice() };
     this.#kept.push(kept);
     if (this.#liar && this.#simulation.chance(0.4)) this.#lie(kept);
     this.#connection?.send(kept.push, kept.payload);
     if (this.#liar && this.#simulation.chance(0.2)) this.#connection?.send(kept.push, kept.payload);
+  }
+
+  /** @param step of the elements of the problem, and the statistic. @returns what of a fragment is pushed. */
+  #fragment({ fragment: index, learningRate }: LocalWork, step: Float32Array) {
+    const { layout, fragments: count } = this.#simulation;
+    const after = this.#fragments!.own.slice();
+    for (let i = 0; i < OWN; i++) after[i]! -= step[i]!;
+    for (let i = 0; i < WIDE; i++) after[OWN + i]! -= learningRate * (after[OWN + i]! - i / WIDE);
+    const change = new Float32Array(layout.exchangedSize);
+    change[layout.trainableSize] = step[OWN]!;
+    this.#fragments!.push(index!, after, change);
+    const whole = [{ start: 0, end: layout.exchangedSize }];
+    const parts = fragmentPieces(layout, whole, { index: index!, count }).flatMap(
+      ({ gradient, statistics }) => [gradient, statistics],
+    );
+    return Float32Array.from(parts.flatMap(({ start, end }) => [...change.subarray(start, end)]));
   }
 
   /** What an honest worker never does, before what it does. */

@@ -437,6 +437,17 @@ describe('what is rejected', () => {
     expect(worker!.held!.local.fragment).toBe(1);
   });
 
+  test('is of a lease that another worker has, and of another fragment as well', async () => {
+    const { run, workers } = begun({ local: { steps: 4, fragments: 2 }, leaseSeconds: 10 }, 2);
+    const [late, other] = workers;
+    late!.pull();
+    run.call({ call: 'tick', now: 1e9 });
+    other!.pull(1e9);
+    expect(await late!.push({ fragment: 1 })).toMatchObject({
+      ...{ outcome: 'rejected', code: 'DP_PUSH_LEASE_LOST' },
+    });
+  });
+
   test('is a fragment where the run has none', async () => {
     const { workers } = begun({ local: { steps: 4 } }, 1);
     workers[0]!.pull();

@@ -69,7 +69,8 @@ export function judgeSender(push: Push, facts: AdmissionFacts): Refusal | null {
 /** With the payload, its numbers aside. Call where `judgeSender` has nothing against the push. */
 export function judgePush(push: Push, facts: AdmissionFacts): Judgement {
   const { config, fields, worker, problem, lease } = facts;
-  if (isOfAnotherFragment(push, facts)) {
+  // Without a lease there is nothing that could be tried again.
+  if (lease && isOfAnotherFragment(push, facts)) {
     const { fragment } = facts;
     const of = (index: number | null) => (index === null ? 'all parameters' : `fragment ${index}`);
     const message = `the push holds ${of(push.fragment ?? null)}, and its worker was asked for ${of(fragment)}: pull, then push what the work names`;
