@@ -75,6 +75,25 @@ describe('a broken server is caught:', () => {
     expect(violation.invariant).toBe(2);
   });
 
+  test('3, it moves another fragment than the one that was pushed', async () => {
+    const real = Parameters.prototype.update;
+    vi.spyOn(Parameters.prototype, 'update').mockImplementation(function (
+      this: Parameters,
+      ...all
+    ) {
+      const isOk = Reflect.apply(real, this, all);
+      const { fragment } = all[2];
+      if (fragment === undefined) return isOk;
+      const values = this.exchanged();
+      values[fragment === 0 ? 260 : 0]! += 1;
+      this.replace(values);
+      return isOk;
+    });
+    const violation = await caught();
+    expect(violation.invariant).toBe(3);
+    expect(violation.message).toMatch(/moved the fragments 0 and 1/);
+  });
+
   test('3, it restores a flipped bit', async () => {
     const restored: Sabotage['restored'] = (saved) => {
       const [first] = saved.tensors;
