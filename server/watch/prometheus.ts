@@ -294,6 +294,15 @@ function aboutRuns(page: MetricsPage, { phases, runs }: PrometheusFacts): void {
     'Validation error of the last evaluation.',
     (r) => r.validation?.error ?? null,
   );
+  page.gauge(
+    'downpour_run_validation_metric',
+    'Metric of the last evaluation by its name, such as the loss of one output.',
+    runs.flatMap(({ summary: { id: run, validation } }) =>
+      Object.entries(validation?.metrics ?? {}).map(([metric, value]): MetricSample => {
+        return [{ run, metric }, value];
+      }),
+    ),
+  );
   each(
     'best_validation_loss',
     'Validation loss of the best evaluation.',

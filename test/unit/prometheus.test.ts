@@ -3,7 +3,8 @@ import { expect, test } from 'vitest';
 import { Counted, PushCounts } from '../../server/watch/counts.ts';
 import { exposition, type PrometheusFacts } from '../../server/watch/prometheus.ts';
 import type { Push } from '../../shared/protocol.ts';
-import type { WorkerSummary } from '../../shared/rest.ts';
+import type { RunSummary, WorkerSummary } from '../../shared/rest.ts';
+import { createRun } from '../support/regression.ts';
 
 function facts(more: Partial<PrometheusFacts> = {}): PrometheusFacts {
   return {
@@ -95,4 +96,19 @@ test('docs/operations.md describes each metric in the words of the page that Pro
   expect(
     [...help.values()].filter((text) => /^(Of|That|Since|From|To|Until)\b/.test(text)),
   ).toEqual([]);
+});
+
+test('metrics of the last evaluation have their names as labels, such as the losses of outputs', () => {
+  const validation = {
+    ...{ step: 1, epoch: 0, seconds: 1, at: '', part: 'validation', examples: 9 },
+    ...{ loss: 1, error: 1, metrics: { 'price/loss': 0.5, 'size/error': null } },
+  } as unknown as RunSummary['validation'];
+  const own = createRun({}).summary(0);
+  const summary = { ...own, validation, checkpoint: null };
+  const pushes = new PushCounts();
+  const run = { summary, pushes, writes: null, checkpointBytes: null, unwritten: null };
+  const lines = exposition(facts({ runs: [run] })).split('\n');
+  expect(lines.filter((line) => line.startsWith('downpour_run_validation_metric'))).toEqual([
+    `downpour_run_validation_metric{run="${own.id}",metric="price/loss"} 0.5`,
+  ]);
 });
