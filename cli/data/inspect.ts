@@ -70,8 +70,11 @@ export async function inspectData(
   const head = await fileHead(path);
   if (isNpy(head)) return fileFacts(path, await readNpy(path));
   if (isIdx(head)) return fileFacts(path, await readIdx(path));
-  const { columns, count, notes } = await withOptions(describeCsv(path, options));
-  return { source: [`${path}: ${count} lines`, ...notes].join('; '), columns };
+  const { columns, count, notes, isParquet } = await withOptions(describeCsv(path, options));
+  return {
+    source: [`${path}: ${count} ${isParquet ? 'rows' : 'lines'}`, ...notes].join('; '),
+    columns,
+  };
 }
 
 /** The first bytes of a file, decompressed. */

@@ -11,11 +11,11 @@ export function registerInit(program: Command): void {
     .argument('[file]', 'file to write (default: asks; suggests experiment.ts)')
     .option(
       '--data <what>',
-      'a CSV file, a folder of CSV files with the same columns, a folder of images (one subfolder per class), or mnist',
+      'a CSV or Parquet file, a folder of such files with the same columns, a folder of images (one subfolder per class), or mnist',
     )
     .option(
       '--target <column>',
-      'column of a CSV file to predict (default: asks; suggests the last one)',
+      'column of a table to predict (default: asks; suggests the last one)',
     )
     .addOption(
       new Option(

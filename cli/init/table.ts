@@ -438,14 +438,15 @@ function tableSource(parts: TableParts): string {
   const { request, table, target, task } = parts;
   const name = comment(target.name);
   const isClasses = task === 'classification';
+  const reader = table.isParquet ? 'parquetSource' : 'loadCsv';
   return `import { resolve } from 'node:path';
-import { defineExperiment, loadCsv } from 'downpour';
+import { defineExperiment, ${reader} } from 'downpour';
 import { layers } from 'downpour/layers';
 
 /** ${name} from ${comment(basename(request.data))}, by a network with one hidden layer. */
 export default defineExperiment({
   data: () =>
-    loadCsv(${request.place}, {
+    ${reader}(${request.place}, {
 ${loadOptions(parts).join('\n')}
     }),
   // Each column gets mean 0 and deviation 1, computed from the training part only.
@@ -527,9 +528,13 @@ function loadOptions({ request, reading, table, target, task, inputs }: TablePar
     lines.push('// Held out for `downpour test`: the same rows in every run.');
     lines.push(`testFraction: ${share},`);
   }
-  if (inputs.ignored.length > 0) {
-    const ignored = inputs.ignored.map(
-      ({ profile, why }) => `  // ${comment(why, 200)}\n        ${code(profile.name)},`,
+  const ignores = [
+    ...inputs.ignored.map(({ profile, why }) => ({ name: profile.name, why })),
+    ...table.nested.map((name) => ({ name, why: 'It holds lists or structures.' })),
+  ];
+  if (ignores.length > 0) {
+    const ignored = ignores.map(
+      ({ name, why }) => `  // ${comment(why, 200)}\n        ${code(name)},`,
     );
     lines.push('ignore: [', ...ignored, '],');
   }

@@ -57,6 +57,36 @@ const noise = (salt: number) => (row: number) => ((row * 7919 + salt * 104_729) 
 const quantity = { x: noise(1), z: noise(2), price: (row: number) => 100 + noise(3)(row) };
 const left = (name: string) => `leaves out column '${name}': `;
 
+describe('init on Parquet', () => {
+  const fixture = (name: string) => join(import.meta.dirname, '../fixtures/parquet', name);
+  const draft = (data: string, options: Options = {}) =>
+    tableDraft({ data, place: JSON.stringify(data), target: 'x', ...options }, unasked);
+
+  test('writes what it writes for the same table as CSV, with the reader of Parquet', async () => {
+    const parquet = await draft(fixture('snappy.parquet'));
+    const csv = await draft(fixture('table.csv'));
+    const alike = (text: string) =>
+      text
+        .replaceAll('parquetSource', 'loadCsv')
+        .replaceAll('snappy.parquet', 'table.csv')
+        .replace(/ *\/\/ It holds lists or structures\.\n *'tags',\n/, '');
+    expect(parquet.source).toContain("'tags',");
+    expect(alike(parquet.source)).toBe(alike(csv.source));
+    expect(parquet.source).toContain("import { defineExperiment, parquetSource } from 'downpour';");
+    const file = join(folder, 'parquet.ts');
+    await writeFile(file, parquet.source);
+    const [written] = loadWritten([file], true);
+    expect(written!.targets).toEqual(['x']);
+    expect(written!.parameters).toBeGreaterThan(100);
+  });
+
+  test('refuses what says how text is written', async () => {
+    await expect(draft(fixture('snappy.parquet'), { reading: { delimiter: ';' } })).rejects.toThrow(
+      /--delimiter says how text is written, but .*snappy\.parquet is a Parquet file/,
+    );
+  });
+});
+
 describe('init on numbers with a slip', () => {
   const slips: readonly [string, (row: number) => unknown, string, string][] = [
     [

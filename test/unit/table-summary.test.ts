@@ -36,4 +36,17 @@ describe('the summary of a table', () => {
       { name: 'c', count: 3, missing: 0, numbers: null, categories: { a: 2, b: 1 } },
     ]);
   });
+
+  it('describes Parquet as the same table of text', async () => {
+    const of = (name: string) =>
+      describeCsv(join(import.meta.dirname, '../fixtures/parquet', name));
+    const [parquet, text] = [await of('zstd.parquet'), await of('table.csv')];
+    expect([parquet.isParquet, text.isParquet]).toEqual([true, false]);
+    expect(parquet.columns.map(({ name }) => name)).toEqual(text.columns.map(({ name }) => name));
+    // Float32 has more digits than the text.
+    const exact = (columns: typeof text.columns) => columns.filter(({ name }) => name !== 'f');
+    expect(exact(parquet.columns)).toEqual(exact(text.columns));
+    const rounded = parquet.columns.find(({ name }) => name === 'f')!.numbers!;
+    expect(rounded.max).toBeCloseTo(text.columns.find(({ name }) => name === 'f')!.numbers!.max, 6);
+  });
 });

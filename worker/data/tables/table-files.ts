@@ -24,9 +24,16 @@ const FILES_MAX = 10_000;
 export async function isTableFolder(folder: string): Promise<boolean> {
   const entries = await listed(folder);
   const shown = entries.filter(({ name }) => !name.startsWith('.'));
-  return (
-    shown.some(({ name }) => TEXT.fits.test(name)) && !shown.some((entry) => entry.isDirectory())
-  );
+  const isTable = ({ name }: Dirent) => TEXT.fits.test(name) || PARQUET.fits.test(name);
+  return shown.some(isTable) && !shown.some((entry) => entry.isDirectory());
+}
+
+/** What a table is written as: a file and a pattern by the ending, a folder by its files; a folder of both is text. */
+export async function tableKind(path: string): Promise<TableKind> {
+  const found = await stat(path).catch(() => null);
+  const names = found?.isDirectory() ? await filesIn(path) : [path];
+  const isParquet = names.some((name) => PARQUET.fits.test(name));
+  return isParquet && !names.some((name) => TEXT.fits.test(name)) ? PARQUET : TEXT;
 }
 
 /**

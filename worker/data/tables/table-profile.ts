@@ -1,3 +1,4 @@
+import { DownpourError } from '../../../shared/errors.ts';
 import { corrupt } from '../files.ts';
 import {
   isMissing,
@@ -10,8 +11,8 @@ import {
   type ReadNumber,
 } from './cells.ts';
 import { DATE_ORDERS, type DateOrder, dateParts } from './dates.ts';
-import { tableFiles } from './table-files.ts';
-import { readRows, type TableFacts, type TableOptions } from './table-rows.ts';
+import { PARQUET, tableFiles, tableKind } from './table-files.ts';
+import { type OnRow, readRows, type TableFacts, type TableOptions } from './table-rows.ts';
 import { wordsOf } from './words.ts';
 
 /** What stands in the columns of a table, cell by cell, before anybody decides what it means. */
@@ -74,6 +75,10 @@ export interface TableProfile {
   readonly delimiter: string;
   /** What was left out without being asked for. */
   readonly notes: readonly string[];
+  /** `parquetSource` reads it, not `loadCsv`. */
+  readonly isParquet: boolean;
+  /** Columns that hold lists or structures, which are not read. */
+  readonly nested: readonly string[];
 }
 
 const WORD_KINDS_MAX = 100_000;
@@ -90,13 +95,15 @@ export async function profileTable(
 ): Promise<TableProfile> {
   const read = numberReader(options);
   const collectors = new Map<string, Collector>();
-  let first: { readonly file: string; readonly facts: TableFacts } | null = null;
+  let first: { readonly file: string; readonly facts: ParquetFacts } | null = null;
   let unnamed: ReadonlySet<number> = new Set();
   let count = 0;
   const notes: string[] = [];
-  const files = await tableFiles(path);
+  const kind = await tableKind(path);
+  const files = await tableFiles(path, kind);
   for (const file of files) {
-    const facts = await readRows(file, options, (cells, line, given) => {
+    const readFile: typeof parquetRows = kind === PARQUET ? parquetRows : readRows;
+    const facts = await readFile(file, options, (cells, line, given) => {
       if (!first) unnamed = given.unnamed;
       for (let i = 0; i < cells.length; i++) {
         const name = given.names[i]!;
@@ -117,7 +124,43 @@ export async function profileTable(
   const columns = facts.header.map((name, i) =>
     (collectors.get(name) ?? new Collector(read)).done(name, unnamed.has(i)),
   );
-  return { ...facts, count, notes, columns };
+  const isParquet = kind === PARQUET;
+  return { ...facts, count, notes, columns, isParquet, nested: facts.nested ?? [] };
+}
+
+interface ParquetFacts extends TableFacts {
+  readonly nested?: readonly string[];
+}
+
+/** The rows of a Parquet file as those of a table of text, numbered from 0. @throws as `ParquetFile.open` */
+async function parquetRows(
+  path: string,
+  options: ProfileOptions,
+  onRow: OnRow,
+): Promise<ParquetFacts> {
+  const given = Object.keys(options).find((name) => options[name as keyof ProfileOptions] != null);
+  if (given !== undefined) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `\`${given}\` says how text is written, but ${path} is a Parquet file: leave it out`,
+    );
+  }
+  // Tables of text need no decoder.
+  const { ParquetFile } = await import('../sources/parquet-file.ts');
+  const parquet = await ParquetFile.open(path);
+  const { names, nested, count } = parquet;
+  const header = { names, unnamed: new Set<number>() };
+  for await (const block of parquet.scan(names)) {
+    for (let i = 0; i < block.count; i++) {
+      const cells = names.map((_, column) => {
+        const cell = block.cellOf(column, i);
+        return typeof cell === 'number' && Number.isNaN(cell) ? '' : String(cell);
+      });
+      onRow(cells, block.start + i, header, 0);
+    }
+  }
+  const notes = nested.map((name) => `column '${name}' holds lists or structures and is left out`);
+  return { header: names, count, delimiter: ',', notes, nested };
 }
 
 /** @throws DownpourError DP_DATA_CORRUPT: a file has other columns than the first one. */

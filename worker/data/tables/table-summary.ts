@@ -22,6 +22,7 @@ export interface TableSummary {
   readonly delimiter: string;
   /** What was left out without being asked for. */
   readonly notes: readonly string[];
+  readonly isParquet: boolean;
 }
 
 /** Describes every column of a file; unlike `loadCsv` it only counts what is missing. */
