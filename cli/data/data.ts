@@ -43,7 +43,10 @@ export function registerDataCommands(program: Command): void {
   const inspect = data
     .command('inspect')
     .description('print shapes, examples per class, mean, standard deviation, minimum and maximum')
-    .argument('[path]', 'a CSV, Parquet, IDX or .npy file, or a folder with MNIST files or pictures');
+    .argument(
+      '[path]',
+      'a CSV, Parquet, IDX or .npy file, or a folder with MNIST files or pictures',
+    );
   addTableOptions(inspect)
     .addOption(jsonOption())
     .addHelpText(
