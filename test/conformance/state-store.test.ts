@@ -15,11 +15,12 @@ import { openRedisStore } from '../../server/store/redis.ts';
 import type { CheckpointRecord, StateStore } from '../../server/store/state-store.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
+import { bundled } from '../support/bundled.ts';
 import { type Stored, storedInFiles, storedInRedis } from '../support/stored.ts';
 
 /** Long enough for any test that does not wait for its end. */
 const LONG = { ttlMs: 60_000 };
-const PROGRAM = fileURLToPath(new URL('programs/state-owner.ts', import.meta.url));
+const PROGRAM = await bundled(fileURLToPath(new URL('programs/state-owner.ts', import.meta.url)));
 
 /** One implementation, on a place that each test finds empty. */
 interface Bench {
@@ -126,7 +127,7 @@ const codeOf = (promise: Promise<unknown>) => promise.then(() => 'no error', err
 
 /** Starts an owner in its own process; `say` sends a value to record, `heard` gives its next line. */
 function startOwner(bench: Bench, ttlMs: number, waitMs = 0) {
-  const args = ['--import', 'tsx', PROGRAM, ...bench.args, String(ttlMs), String(waitMs)];
+  const args = [PROGRAM, ...bench.args, String(ttlMs), String(waitMs)];
   const child = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] });
   children.push(child);
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, delimiter, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import '@tensorflow/tfjs-backend-cpu';
 import * as tf from '@tensorflow/tfjs-core';
@@ -14,6 +14,11 @@ import { ROOT } from './deployment.ts';
 // What somebody does who has cloned the project or installed the package, as real processes: train, Ctrl-C, resume,
 // status, export; then what docs/getting-started.md says. On the 10,000 digits of the package `mnist`, whatever lies in
 // DOWNPOUR_DATA.
+
+/** Programs of Node.js beside the one that runs the tests, one for each other line that is supported: in CI. */
+export const OTHER_NODES = (process.env.DOWNPOUR_NODES ?? '')
+  .split(delimiter)
+  .filter((program) => program !== '');
 
 export interface NewcomerEvent {
   readonly event: string;

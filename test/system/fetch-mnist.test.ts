@@ -6,9 +6,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { afterEach, beforeEach, describe, expect, inject, it } from 'vitest';
 import { downloadProgress } from '../../cli/data/data.ts';
 import { type FetchProgress, fetchMnist, type RemoteFile } from '../../worker/data/fetch.ts';
 import { loadMnist } from '../../worker/data/mnist.ts';
@@ -216,8 +215,14 @@ describe('fetchMnist', () => {
 
 describe('downpour data mnist', () => {
   const run = (args: string[]) => {
-    const bin = fileURLToPath(new URL('../../bin/downpour.js', import.meta.url));
-    const child = spawn(process.execPath, [bin, 'data', 'mnist', '--to', folder, ...args]);
+    const child = spawn(process.execPath, [
+      inject('program'),
+      'data',
+      'mnist',
+      '--to',
+      folder,
+      ...args,
+    ]);
     const output = { out: '', err: '' };
     child.stdout.on('data', (chunk) => {
       output.out += chunk;

@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, inject, test } from 'vitest';
 import { type ServeOptions, serve } from '../../server/main.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
@@ -18,7 +18,7 @@ import { useStateFolder } from '../support/state-folder.ts';
 /** Names, tags, notes and archived runs: what lists make of them, and that they outlive servers. */
 
 const run = promisify(execFile);
-const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+const PROGRAM = inject('program');
 const problem = createProblem();
 const EXPERIMENT = { experiment: 'regression', experimentHash: 'hash' };
 const CONFIG = {

@@ -7,13 +7,14 @@ import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { openScratch } from '../../cli/scratch.ts';
 import { checkpointFolder, writeCheckpoint } from '../../files/checkpoint.ts';
+import { bundled } from '../support/bundled.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
 import { mountSmallDisk, type SmallDisk, smallDiskMissing } from '../support/small-disk.ts';
 
 /** What killed processes leave, and a start where there is no room. */
 
-const PROGRAM = join(import.meta.dirname, '..', 'fixtures', 'left-behind.ts');
+const PROGRAM = await bundled(join(import.meta.dirname, '..', 'fixtures', 'left-behind.ts'));
 const missing = smallDiskMissing();
 let folder: string;
 let disk: SmallDisk | null;
@@ -37,7 +38,7 @@ async function begun(
   bytes = 1_000,
 ): Promise<{ child: ChildProcess; scratch: string }> {
   mkdirSync(state, { recursive: true });
-  const args = ['--import', 'tsx', PROGRAM, state, folder, String(bytes)];
+  const args = [PROGRAM, state, folder, String(bytes)];
   const child = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'inherit'] });
   children.push(child);
   const [line] = (await once(createInterface({ input: child.stdout! }), 'line')) as [string];

@@ -2,7 +2,7 @@ import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, afterEach, expect, test, vi } from 'vitest';
+import { afterAll, afterEach, expect, inject, test, vi } from 'vitest';
 import { WebSocket } from 'ws';
 import { encodeFrame } from '../../shared/codec.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -12,7 +12,7 @@ import { type ServerProcess, startServerProcess } from '../support/server-proces
 
 /** What `serve` writes on standard error, for people and for programs. */
 
-const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+const PROGRAM = inject('program');
 const folder = mkdtempSync(join(tmpdir(), 'downpour-log-'));
 let server: ServerProcess | null = null;
 afterEach(() => server?.kill());

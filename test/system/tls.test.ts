@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { connect } from 'node:tls';
-import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, inject, test, vi } from 'vitest';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { runShard } from '../../server/shards/main.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -23,7 +23,7 @@ const FIXTURES = join(import.meta.dirname, '..', 'fixtures');
 const CARS = join(FIXTURES, 'cars.ts');
 /** Large enough for two shards. */
 const DIGITS = join(FIXTURES, 'few-digits.ts');
-const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+const PROGRAM = inject('program');
 
 describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certificates)', () => {
   let folder: string;

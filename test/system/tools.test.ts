@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { PNG } from 'pngjs';
-import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 import type { RunDetail, Status } from '../../shared/rest.ts';
 import { freePort } from '../redis-server.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
@@ -13,7 +13,7 @@ import { type ServerProcess, startServerProcess } from '../support/server-proces
 /** `init`, `completion` and `status --watch`, as somebody uses them at a shell. */
 
 const ROOT = join(import.meta.dirname, '..', '..');
-const PROGRAM = join(ROOT, 'bin', 'downpour.js');
+const PROGRAM = inject('program');
 
 let folder: string;
 let env: NodeJS.ProcessEnv;
