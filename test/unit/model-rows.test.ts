@@ -189,9 +189,11 @@ describe.each(ENGINES)('%s', (engine) => {
     const model = await build(experimentOf(false, combine));
     const minibatch = minibatchOf(0, 6);
     const keys = await model.rows!.keysOf(minibatch, 1);
-    model.rows!.load(
-      keys.map((own, t) => pick(own, model.rows!.shapes[t]!.name as keyof typeof WHOLE)),
+    const loaded = keys.map((own, t) =>
+      pick(own, model.rows!.shapes[t]!.name as keyof typeof WHOLE),
     );
+    const WORD = model.rows!.shapes.findIndex(({ name }) => name === 'word');
+    model.rows!.load(loaded);
     const given = await model.predict(minibatch);
     const { words, user } = minibatch.fields!;
     for (let i = 0; i < 6; i++) {
@@ -205,5 +207,15 @@ describe.each(ENGINES)('%s', (engine) => {
       }
       expect(given.values[i]).toBeCloseTo(Math.tanh(sum), 5);
     }
+    // The gradient of one element, by finite differences.
+    const step = await model.step(minibatch, 1);
+    const lossAt = async (by: number) => {
+      const moved = loaded.map(({ keys, values }) => ({ keys, values: values.slice() }));
+      moved[WORD]!.values[0]! += by;
+      model.rows!.load(moved);
+      return (await model.measure(minibatch)).loss;
+    };
+    const slope = ((await lossAt(0.01)) - (await lossAt(-0.01))) / 0.02;
+    expect(step.rows![WORD]!.values[0]).toBeCloseTo(slope, 3);
   });
 });

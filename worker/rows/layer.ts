@@ -17,7 +17,8 @@ export interface RowsArguments extends NonNullable<LayerArguments> {
   readonly table: string;
   /**
    * What becomes of the rows of several ids: `none` (default) gives each of them, `sum` and `mean` one vector for the last
-   * axis of the ids, a bag. With a second input, weights of the shape of the ids, the bag is weighted.
+   * axis of the ids, a bag. With a second input, weights of the shape of the ids and
+   * not below 0, the bag is weighted.
    */
   readonly combine?: 'none' | 'sum' | 'mean';
   /** The id 0 is padding: it has no row, and layers behind this one get a mask. Negative ids are padding always. */
@@ -101,7 +102,8 @@ export class RowsLayer extends tf.layers.Layer {
       const parts = weights ? tf.mul(isThere, weights) : isThere;
       const sum = tf.sum(weights ? tf.mul(rows, tf.expandDims(weights, -1)) : rows, -2);
       if (this.combine === 'sum') return sum;
-      return tf.divNoNan(sum, tf.sum(parts, -1, true));
+      // An empty bag is zeros.
+      return tf.div(sum, tf.maximum(tf.sum(parts, -1, true), 1e-12));
     });
   }
 

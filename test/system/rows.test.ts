@@ -1,0 +1,45 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import type { PartialConfig } from '../../shared/config.ts';
+import { openEngine } from '../../worker/engine.ts';
+import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { until } from '../support/until.ts';
+
+const EXPERIMENT = `${FIXTURES}/rows-of-words.ts`;
+const COMMON = {
+  ...{ seed: 3, learningRate: 2, epochsMax: 12, minibatchSize: 20, observe: { everySteps: null } },
+  ...{ optimizer: { kind: 'sgd' }, consistency: { correction: 'none' } },
+} as const satisfies PartialConfig;
+const table = (rows: number | 'hash'): PartialConfig => ({
+  tables: {
+    word: { rows, width: 1, initializer: { kind: 'zeros' }, optimizer: { kind: 'sgd' } },
+  },
+});
+
+let cluster: Cluster;
+beforeAll(async () => {
+  cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
+});
+afterAll(() => cluster?.close());
+
+async function lossesOf(run: string, workers: number, config: PartialConfig) {
+  await cluster.createRun(run, EXPERIMENT, { ...COMMON, ...config });
+  for (let i = 0; i < workers; i++) cluster.work(run, `${run}-${i}`);
+  const detail = await until(`${run} has ended`, async () => {
+    const found = await cluster.client.run(run);
+    return ['finished', 'failed'].includes(found.phase) ? found : null;
+  });
+  expect(detail.phase).toBe('finished');
+  const { evaluations } = await cluster.client.metrics(run);
+  return evaluations.map(({ loss }) => loss!);
+}
+
+test('rows of a table learn what an embedding learns, by one worker and by three', async () => {
+  const dense = await lossesOf('dense', 1, { hyperparameters: { dense: true } });
+  expect(dense.at(-1)!).toBeLessThan(0.5 * dense[0]!);
+  for (const rows of [200, 'hash'] as const) {
+    const losses = await lossesOf(`rows-${rows}`, 1, table(rows));
+    for (const [i, loss] of losses.entries()) expect(loss).toBeCloseTo(dense[i]!, 4);
+  }
+  const three = await lossesOf('three', 3, { ...table(200), learningRate: 0.5 });
+  expect(three.at(-1)!).toBeLessThan(0.8 * three[0]!);
+});
