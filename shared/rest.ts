@@ -215,6 +215,15 @@ const GroupFactsSchema = Type.Object({
 });
 export type GroupFacts = Static<typeof GroupFactsSchema>;
 
+/** A table of rows. */
+const TableFactsSchema = Type.Object({
+  name: Type.String(),
+  /** Rows with values of their own: those that were ever updated or given. */
+  rows: N,
+  /** Gradients of rows that were dropped: their id is not admitted yet, or there is no room for it. */
+  dropped: N,
+});
+
 export const RunDetailSchema = Type.Object({
   ...RunSummarySchema.properties,
   experimentHash: Type.String(),
@@ -224,6 +233,8 @@ export const RunDetailSchema = Type.Object({
   layoutHash: orNull(Type.String()),
   /** Groups of the configuration; null: there are none. Absent in answers of older servers. */
   groups: Type.Optional(orNull(Type.Array(GroupFactsSchema))),
+  /** Tables of the configuration. Absent: there are none, or the server is older. */
+  tables: Type.Optional(Type.Array(TableFactsSchema)),
   /** Shape of one example; null: unknown. */
   inputShape: orNull(Type.Array(N)),
   /** Names of the first 100 classes; null: the data have no classes. `GET /runs/:id/data` has all. */

@@ -445,6 +445,7 @@ function detailOf(inside: RunInternals, now: number): Omit<RunDetail, 'checkpoin
     config: options.config,
     layoutHash: components.vector.layout?.hash ?? null,
     groups: toldGroups(inside),
+    ...(components.vector.tables && { tables: components.vector.tables.facts() }),
     inputShape: fields.facts?.inputs.shape ?? null,
     classes: fields.facts?.classes?.slice(0, CLASSES_TOLD) ?? null,
   };

@@ -5,6 +5,8 @@ import type { TableConfig } from '../../../shared/tables.ts';
 export interface RowIndex {
   /** Most rows that have a slot at once. */
   readonly capacity: number;
+  /** Gradients of rows that were dropped. */
+  readonly dropped: number;
   /** −1: the row has none, and its values are the initial ones. */
   find(key: number): number;
   /** The slot of a key in a push, a new one if there is none. −1: the key is not admitted yet, or there is no room. */
@@ -38,6 +40,7 @@ function fixedIndex(capacity: number): RowIndex {
   const own = (key: number) => key;
   return {
     capacity,
+    dropped: 0,
     find: own,
     admit: own,
     insert: own,
@@ -75,6 +78,10 @@ class HashIndex implements RowIndex {
     this.#mask = places - 1;
     this.#places = new Int32Array(places).fill(EMPTY);
     this.#keys = new Uint32Array(rowsMax);
+  }
+
+  get dropped(): number {
+    return this.#dropped;
   }
 
   /** The place where a key is, or would be. */

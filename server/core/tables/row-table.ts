@@ -135,7 +135,7 @@ export class RowTable {
 
   /** Gradients of rows that were dropped, since their keys have no row. */
   get dropped(): number {
-    return this.#index.state().dropped;
+    return this.#index.dropped;
   }
 
   /** Rows with values of their own. */
