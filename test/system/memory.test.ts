@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, expect, inject, test } from 'vitest';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { hashExperiment } from '../../worker/experiment.ts';
@@ -14,7 +14,7 @@ import { runWorker } from '../../worker/main.ts';
 import { tf } from '../../worker/tf.ts';
 import { FIXTURES } from '../support/cluster.ts';
 
-const PROGRAM = join(import.meta.dirname, '..', '..', 'bin', 'downpour.js');
+const PROGRAM = inject('program');
 const STEPS = 10_000;
 /** When start-up costs (compiled code, caches, the first checkpoints) are paid. */
 const SETTLED = 2_000;

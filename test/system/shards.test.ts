@@ -5,7 +5,7 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeAll, beforeEach, describe, expect, inject, test } from 'vitest';
 import { checkpointFolder, newestValidCheckpoint } from '../../files/checkpoint.ts';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
@@ -23,7 +23,7 @@ import { until as untilTrue } from '../support/until.ts';
 /** Real servers, shards in threads and processes, and real workers: they meet on the wire. */
 
 const ROOT = join(import.meta.dirname, '..', '..');
-const PROGRAM = join(ROOT, 'bin', 'downpour.js');
+const PROGRAM = inject('program');
 const EXAMPLES = join(ROOT, 'examples');
 const LONG_MS = 60_000;
 const FEW: PartialConfig = {
