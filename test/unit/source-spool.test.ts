@@ -127,6 +127,17 @@ describe('a dataset of tf.data', () => {
     expect(await readdir(own).catch(() => [name])).toEqual([]);
   });
 
+  it('refuses arrays with holes, and arrays that contain themselves', async () => {
+    const loop: unknown[] = [];
+    loop.push(loop);
+    // biome-ignore lint/suspicious/noSparseArray: it is what is tested
+    for (const xs of [[1, , 3], loop]) {
+      await expect(fromDataset([{ xs, ys: 1 }], { folder, name: 'odd' })).rejects.toThrow(
+        /not of one shape|nested deeper than 8 arrays/,
+      );
+    }
+  });
+
   it('that fails half-way leaves nothing, and is written anew', async () => {
     const own = join(folder, 'half');
     let fails = true;

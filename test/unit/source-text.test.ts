@@ -64,6 +64,19 @@ describe('a text as windows of tokens', () => {
     expect((await read(train, [2 ** 20 - 2])).inputs).toEqual(Int32Array.of(2, 3, 1));
   });
 
+  it('refuses a tokenizer with holes in its list, and too many kinds of tokens', async () => {
+    const file = join(folder, 'tokens.txt');
+    await writeFile(file, 'abc'.repeat(20));
+    const of = (size: number, ids: number[]) =>
+      textWindows({ file, window: 2, tokens: { encode: () => ids, size } });
+    // biome-ignore lint/suspicious/noSparseArray: it is what is tested
+    await expect(of(3, [1, , 2, 0] as number[])).rejects.toThrow(
+      /the tokenizer gave nothing; allowed/,
+    );
+    await expect(of(2 ** 31, [1, 2, 3])).rejects.toThrow(/with a size from 1 to 2147483647/);
+    expect((await of(2 ** 31 - 1, [1, 2, 2 ** 31 - 2])).train.count).toBe(1);
+  });
+
   it('takes a tokenizer', async () => {
     const tokenizer = {
       size: 300,

@@ -221,11 +221,17 @@ async function numbersOf(given: unknown, where: string): Promise<FieldNumbers> {
 /** Nested arrays: each level must have one length. */
 function nested(given: readonly unknown[], where: string): FieldNumbers {
   const shape: number[] = [];
-  for (let level: unknown = given; Array.isArray(level); level = level[0]) shape.push(level.length);
-  const flat = given.flat(Number.POSITIVE_INFINITY);
+  for (let level: unknown = given; Array.isArray(level); level = level[0]) {
+    shape.push(level.length);
+    if (shape.length <= LIMITS.rankMax) continue;
+    throw wrong(
+      `${where} is nested deeper than ${LIMITS.rankMax} arrays; allowed: ${LIMITS.rankMax}`,
+    );
+  }
   const isWhole = (array: readonly unknown[], depth: number): boolean =>
     array.length === shape[depth] &&
-    array.every((each) =>
+    // Holes are visited, too.
+    Array.from(array).every((each) =>
       depth + 1 < shape.length
         ? Array.isArray(each) && isWhole(each, depth + 1)
         : typeof each === 'number' || typeof each === 'boolean',
@@ -235,7 +241,7 @@ function nested(given: readonly unknown[], where: string): FieldNumbers {
       `${where} is an array that is not of one shape, or holds something else than numbers`,
     );
   }
-  return { values: Float64Array.from(flat as number[]), shape };
+  return { values: Float64Array.from(given.flat(Number.POSITIVE_INFINITY) as number[]), shape };
 }
 
 function fieldsOf(

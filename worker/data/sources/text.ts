@@ -39,6 +39,8 @@ export interface TextWindows extends SourceData {
 
 /** The most tokens of a text: they are kept in memory, in 1, 2 or 4 bytes each. */
 const TOKENS_MAX = 2 ** 29;
+/** Tokens are int32. */
+const TOKEN_KINDS_MAX = 2 ** 31 - 1;
 const WINDOW_MAX = 2 ** 20;
 const PIECE_BYTES = 2 ** 22;
 /** The token of a character that the training part does not have. */
@@ -52,12 +54,13 @@ const share = optional({ allowed: 'a number from 0 to below 1', test: isShare })
 const isTokenizer = (value: unknown): value is Tokenizer =>
   typeof (value as Tokenizer | null)?.encode === 'function' &&
   Number.isInteger((value as Tokenizer).size) &&
-  (value as Tokenizer).size > 0;
+  (value as Tokenizer).size > 0 &&
+  (value as Tokenizer).size <= TOKEN_KINDS_MAX;
 const named = oneOf('characters', 'bytes');
 const FIELDS = {
   file: { allowed: 'the path of a file', test: isText },
   tokens: optional({
-    allowed: `${named.allowed}, or a tokenizer { encode(text), size }`,
+    allowed: `${named.allowed}, or a tokenizer { encode(text), size } with a size from 1 to ${TOKEN_KINDS_MAX}`,
     test: (value) => named.test(value) || isTokenizer(value),
   }),
   ...{ window, stride: optional(window), validationFraction: share, testFraction: share, log: LOG },
@@ -144,10 +147,12 @@ async function tokensOf(file: PositionedFile, options: TextWindowsOptions): Prom
 function encoded(tokenizer: Tokenizer, text: string): readonly number[] | Int32Array {
   const ids = tokenizer.encode(text);
   const isList = Array.isArray(ids) || ids instanceof Int32Array;
-  const bad = isList
-    ? (ids as number[]).find((id) => !(Number.isInteger(id) && id >= 0 && id < tokenizer.size))
-    : ids;
-  if (isList && bad === undefined) return ids;
+  const isToken = (id: unknown) =>
+    Number.isInteger(id) && (id as number) >= 0 && (id as number) < tokenizer.size;
+  // A hole of a list is found too.
+  const at = isList ? (ids as number[]).findIndex((id) => !isToken(id)) : 0;
+  if (at < 0) return ids;
+  const bad = isList ? ids[at] : ids;
   throw new DownpourError(
     'DP_EXPERIMENT_INVALID',
     `textWindows: the tokenizer gave ${describe(bad)}; allowed: a list of whole numbers from 0 to ${tokenizer.size - 1}, its size less 1`,
