@@ -68,7 +68,7 @@ export function encodeRows(
   shapes: readonly RowShape[],
   rows: readonly TableRows[],
   encoding: RowEncoding,
-): Uint8Array<ArrayBuffer> {
+): Uint8Array {
   const counts = rows.map(({ keys }) => keys.length);
   const bytes = new Uint8Array(rowBytes(shapes, counts, encoding));
   let at = 0;
@@ -88,7 +88,7 @@ export function encodeRows(
 }
 
 /** @param keys of each table, in the order of the shapes. */
-export function encodeKeys(keys: readonly Uint32Array[]): Uint8Array<ArrayBuffer> {
+export function encodeKeys(keys: readonly Uint32Array[]): Uint8Array {
   const bytes = new Uint8Array(keys.reduce((sum, each) => sum + 4 + 4 * each.length, 0));
   let at = 0;
   for (const each of keys) at = writeKeys(each, bytes, at);
@@ -96,7 +96,7 @@ export function encodeKeys(keys: readonly Uint32Array[]): Uint8Array<ArrayBuffer
 }
 
 /** @returns where the keys end. */
-export function writeKeys(keys: Uint32Array, out: Uint8Array<ArrayBuffer>, at: number): number {
+export function writeKeys(keys: Uint32Array, out: Uint8Array, at: number): number {
   const start = out.byteOffset + at;
   const target = new Uint32Array(out.buffer, start, 1 + keys.length);
   target[0] = keys.length;

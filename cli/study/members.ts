@@ -35,6 +35,7 @@ import {
   copyFromRun,
 } from '../trained/checkpoint-copy.ts';
 import { standardisedAnew } from '../trained/trained.ts';
+import { giveRows } from '../trained/trained-rows.ts';
 import type { UsedServer } from '../used-server.ts';
 import { engineOf } from '../workers/options.ts';
 
@@ -135,6 +136,7 @@ async function examine(
     try {
       const { tensors } = await readTensors(join(options.folder, record.file));
       const vector = vectorOf(opened.model.layout, tensors);
+      giveRows(opened.model, copied.facts.config, tensors);
       const { role, raw } = source;
       const own = { record, copied, role, vector, ...(raw === undefined ? {} : { raw }) };
       const one = await ask(opened, own, options);

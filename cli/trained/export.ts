@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path';
 import { readTensors } from '../../files/checkpoint.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
+import { tablesOf } from '../../shared/tables.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 import { modelScript } from '../bundles/model-script.ts';
 import { print, printJson, type RunCommandOptions, tell } from '../options.ts';
@@ -109,6 +110,13 @@ async function writeTfjs(
   options: ExportOptions,
 ): Promise<Record<string, unknown>> {
   const { facts } = copied;
+  const tables = tablesOf(facts.config);
+  if (tables) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `run ${facts.run} has tables (${Object.keys(tables).join(', ')}), which a model of TensorFlow.js cannot hold: use --format safetensors, whose tensors @table.<name>.model.keys and .values are the rows`,
+    );
+  }
   const { loadExperiment } = await import('../../worker/experiment.ts');
   const { openEngine } = await import('../../worker/engine.ts');
   const { writeLayersModel } = await import('../../worker/layers-format.ts');

@@ -30,6 +30,7 @@ import {
   copyOfRun,
   experimentOf,
 } from './checkpoint-copy.ts';
+import { giveRows } from './trained-rows.ts';
 
 /** A trained model that answers to new data: it needs the experiment's model, not its data. */
 
@@ -83,7 +84,9 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     const experiment = await loadExperiment(path);
     const like = examplesLike(data);
     const model = await buildModel(experiment, facts.config, like, { later: data });
-    model.load(vectorOf(model.layout, (await readTensors(copy)).tensors));
+    const { tensors } = await readTensors(copy);
+    model.load(vectorOf(model.layout, tensors));
+    giveRows(model, facts.config, tensors);
     const own = {
       ...aboutModel(copied),
       ...lossNames(experiment, like),

@@ -25,6 +25,7 @@ import { openScratch } from '../scratch.ts';
 import { openUsedServer } from '../used-server.ts';
 import { engineOf } from '../workers/options.ts';
 import { type CheckpointFacts, type Copied, copyFromFile, copyFromRun } from './checkpoint-copy.ts';
+import { giveRows } from './trained-rows.ts';
 import { runsAndTrials } from './trials.ts';
 
 /** A trained model for commands that look at its answers: its parameters, its data, an engine. */
@@ -125,6 +126,7 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
       mustBeDataOf(data, prepared);
       const model = await buildModel(experiment, config, prepared, { later: data.facts ?? {} });
       model.load(vectorOf(model.layout, tensors));
+      giveRows(model, config, tensors);
       const close = () => {
         model.dispose();
         return closeSources(prepared, tell);

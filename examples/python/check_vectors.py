@@ -164,6 +164,27 @@ for each in vectors["vectors"]:
     same("vectors", protocol.decode(again), (header, payload))
     same("vectors", again[:4], frame[:4])
     encoding, numbers = header.get("encoding", "f32"), each.get("numbers")
+    if "rows" in each:
+        rows = header.get("rows")
+        if rows:
+            start = len(payload) - rows["bytes"] - rows.get("wanted", 0)
+            payload, tail = payload[:start], payload[start:]
+            kind = rows["encoding"]
+        else:
+            tail, kind = payload, None if header["type"] == "pullRows" else encoding
+        try:
+            found, rest = protocol.rows(vectors["tables"], tail, kind)
+        except ValueError as error:
+            same("tables", str(error), each["rows"])
+            continue
+        same("tables", [row["keys"] for row in found], [row["keys"] for row in each["rows"]])
+        # int8 keeps 8 bits of a number.
+        for row, wanted in zip(found, each["rows"]):
+            error = np.abs(np.subtract(row.get("values", []), wanted.get("values", [])))
+            most = np.abs(wanted.get("values", [0])).max(initial=0) / 250 if kind == "int8" else 0
+            same("tables", bool((error <= most).all()), True)
+        if rows and rows.get("wanted"):
+            same("tables", protocol.rows(vectors["tables"], rest, None)[0], [{"keys": [3]}, {"keys": []}])
     if numbers and header["type"] != "push":
         same("vectors", protocol.floats(payload, encoding).tolist()[: len(numbers)], numbers)
     elif numbers and encoding == "f32":

@@ -25,6 +25,27 @@ def floats(payload, encoding="f32"):
     return np.frombuffer(payload, "<f4")
 
 
+def rows(tables, payload, encoding):
+    """Rows of tables, in the order of their names; encoding None: keys alone. Gives the rows and what follows them."""
+    found = []
+    for table in tables:
+        count = int.from_bytes(payload[:4], "little")
+        row = {"keys": np.frombuffer(payload[4 : 4 + 4 * count], "<u4").tolist()}
+        payload = payload[4 + 4 * count :]
+        if encoding is not None:
+            n = count * table["width"]
+            size = {"f32": 4 * n, "bf16": -(-2 * n // 4) * 4, "int8": 4 * count + -(-n // 4) * 4}[encoding]
+            part, payload = payload[:size], payload[size:]
+            if encoding == "int8":
+                scales = np.frombuffer(part[: 4 * count], "<f4")
+                values = np.frombuffer(part[4 * count : 4 * count + n], "i1") * scales.repeat(table["width"])
+            else:
+                values = floats(part, encoding)[:n]
+            row["values"] = values.tolist()
+        found.append(row)
+    return found, payload
+
+
 # Random numbers: unsigned 32 bits, so products and sums are masked.
 
 

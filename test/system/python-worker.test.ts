@@ -82,6 +82,7 @@ describe('test vectors', () => {
       errors: (first: { connectAgain: boolean }) => {
         first.connectAgain = !first.connectAgain;
       },
+      tables: (first: { width: number }) => first.width++,
       vectors: (first: { header: { worker: string } }) => {
         first.header.worker = 'w-2';
       },

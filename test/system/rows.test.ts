@@ -1,7 +1,10 @@
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { PartialConfig } from '../../shared/config.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { outputOf } from '../support/command.ts';
 import { until } from '../support/until.ts';
 
 const EXPERIMENT = `${FIXTURES}/rows-of-words.ts`;
@@ -40,6 +43,20 @@ test('rows of a table learn what an embedding learns, by one worker and by three
     const losses = await lossesOf(`rows-${rows}`, 1, table(rows));
     for (const [i, loss] of losses.entries()) expect(loss).toBeCloseTo(dense[i]!, 4);
   }
+  // What is trained answers without its server, by the rows of its checkpoint.
+  const words = join(cluster.folder, 'words.jsonl');
+  writeFileSync(words, JSON.stringify({ inputs: [0, 31, 124, 79, 96] }));
+  const where = ['--server', cluster.url, '--experiments', FIXTURES];
+  const answerOf = async (run: string) =>
+    Number(
+      (await outputOf('predict', run, words, ...where)).trim().split('\n').at(-1)!.split(',')[1],
+    );
+  const byRows = await answerOf('rows-200');
+  expect(byRows).toBeCloseTo(await answerOf('dense'), 3);
+  const exported = ['--to', join(cluster.folder, 'exported'), '--format', 'tfjs'];
+  await expect(outputOf('export', 'rows-200', ...where, ...exported)).rejects.toThrow(
+    /ended with 2/,
+  );
   const three = await lossesOf('three', 3, { ...table(200), learningRate: 0.5 });
   expect(three.at(-1)!).toBeLessThan(0.8 * three[0]!);
 });

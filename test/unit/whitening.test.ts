@@ -146,7 +146,7 @@ print(json.dumps((centred @ (u @ np.diag(1 / np.sqrt(s + epsilon)) @ u.T)).ravel
       inputTransform: JSON.parse(JSON.stringify(prepared.transform)),
     };
     const examples = Array.from({ length: 40 }, (_, i) => [...values.subarray(9 * i, 9 * i + 9)]);
-    expect(inputsOf(about, examples)).toEqual(allOf(prepared));
+    expect(inputsOf(about, examples).inputs!.values).toEqual(allOf(prepared));
   });
 
   test('is refused for too many inputs, missing numbers and a wrong epsilon', () => {

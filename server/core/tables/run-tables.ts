@@ -194,11 +194,7 @@ export class RunTables {
    * Rows as bytes, for one message. Changes nothing.
    * @param capture null: as they are.
    */
-  read(
-    keys: readonly Uint32Array[],
-    encoding: RowEncoding,
-    capture: number | null,
-  ): Uint8Array<ArrayBuffer> {
+  read(keys: readonly Uint32Array[], encoding: RowEncoding, capture: number | null): Uint8Array {
     if (encoding === 'f32') return this.#readPlain(keys, capture);
     const rows = this.#tables.map((table, i): TableRows => {
       const values = new Float32Array(keys[i]!.length * table.width);

@@ -231,7 +231,10 @@ export function putNumbers(
   into.set(values, row * sizeOf(like.shape));
 }
 
-export const emptyRows = (type: NumberKind, shape: readonly number[], count: number) =>
-  new ARRAYS[type](count * sizeOf(shape));
+export const emptyRows = (
+  type: NumberKind,
+  shape: readonly number[],
+  count: number,
+): Column['values'] => new ARRAYS[type](count * sizeOf(shape));
 
 const invalid = (message: string) => new DownpourError('DP_EXPERIMENT_INVALID', message);
