@@ -578,10 +578,9 @@ export class Client implements RowPuller {
         landing?.release();
         return;
       }
-      // Who waits for rows would not hear of it.
-      if (message.type !== 'work')
-        this.#requests.fail(new RowsLost(`the server sent ${message.type}`));
       if (message.type === 'work') this.#look(message);
+      // Who waits for rows would not hear of it.
+      else this.#requests.fail(new RowsLost(`the server sent ${message.type}`));
       if (message.type === 'work' && message.pull !== null) {
         this.#receivePart(message, message.pull, payload, landing);
       } else {

@@ -30,6 +30,7 @@ import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import type { PretrainedMatch } from './pretrained/pretrained.ts';
 import { type ModelRows, RowsOnDevice } from './rows/model-rows.ts';
+import type { PlacedMinibatch } from './rows/places.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -262,9 +263,12 @@ class BuiltModel implements Model {
   readonly #groups: ParameterGroups | null;
   #frozen: readonly string[];
   readonly #rows: RowsOnDevice | null;
-  /** The rows that a training minibatch was seen to need last, with the minibatch. */
-  #seen: { readonly minibatch: Minibatch; readonly seed: number; readonly seen: Minibatch } | null =
-    null;
+  /** The training minibatch that was placed last. */
+  #placed: {
+    readonly minibatch: Minibatch;
+    readonly seed: number;
+    readonly placed: PlacedMinibatch;
+  } | null = null;
   #layout: Layout;
   readonly errorMeasure: ErrorMeasure;
   readonly #build: (seed: number) => Promise<Instance>;
@@ -384,30 +388,31 @@ class BuiltModel implements Model {
     if (!rows) return undefined;
     return {
       shapes: rows.shapes,
-      keysOf: async (minibatch, seed) => rows.place(await this.#seenOf(minibatch, seed)).keys,
+      keysOf: async (minibatch, seed) => (await this.#placedOf(rows, minibatch, seed)).keys,
       load: (loaded) => rows.load(loaded),
       from: (source) => rows.from(source),
     };
   }
 
   async step(minibatch: Minibatch, seed: number): Promise<Step> {
-    const seen = await this.#seenOf(minibatch, seed);
-    this.#seen = null;
-    return this.#steps.step(this.#instance, (await this.#rows?.take(seen)) ?? seen, seed);
+    const rows = this.#rows;
+    const seen = rows
+      ? await rows.take(await this.#placedOf(rows, minibatch, seed))
+      : await this.seen(minibatch, seed);
+    return this.#steps.step(this.#instance, seen, seed);
   }
 
-  /** A training minibatch after `batch`. The rows of the next one are asked for before it is trained on. */
-  async #seenOf(minibatch: Minibatch, seed: number): Promise<Minibatch> {
-    if (!this.#changes) return minibatch;
-    const known = this.#seen;
-    if (known?.minibatch === minibatch && known.seed === seed) return known.seen;
-    const seen = await this.#change(minibatch, true, seed);
-    if (this.#rows) this.#seen = { minibatch, seed, seen };
-    return seen;
+  /** A training minibatch as a step has it. Its rows are asked for while another one is trained on. */
+  async #placedOf(rows: RowsOnDevice, minibatch: Minibatch, seed: number) {
+    const known = this.#placed;
+    if (known?.minibatch === minibatch && known.seed === seed) return known.placed;
+    const placed = rows.place(await this.seen(minibatch, seed));
+    this.#placed = { minibatch, seed, placed };
+    return placed;
   }
 
   async seen(minibatch: Minibatch, seed: number): Promise<Minibatch> {
-    return this.#seenOf(minibatch, seed);
+    return this.#changes ? this.#change(minibatch, true, seed) : minibatch;
   }
 
   async measure(given: Minibatch, seed = 0): Promise<MinibatchMeasures> {
@@ -443,7 +448,8 @@ class BuiltModel implements Model {
     const seen = isForEvaluations(this.#changes?.batch)
       ? await this.#change(minibatch, false, seed)
       : minibatch;
-    return (await this.#rows?.take(seen)) ?? seen;
+    const rows = this.#rows;
+    return rows ? rows.take(rows.place(seen)) : seen;
   }
 
   #change(minibatch: Minibatch, training: boolean, seed: number): Promise<Minibatch> {

@@ -82,12 +82,11 @@ export class RowsOnDevice implements RowLookup {
   }
 
   /**
-   * Takes a minibatch: its rows are the ones that layers find.
+   * Takes a minibatch that `place` gave: its rows are the ones that layers find.
    * @returns it, with places instead of ids.
    * @throws DownpourError DP_USAGE: its rows are not there; what the source throws.
    */
-  async take(given: Minibatch): Promise<Minibatch> {
-    const { minibatch, keys } = this.place(given);
+  async take({ minibatch, keys }: PlacedMinibatch): Promise<Minibatch> {
     if (!this.#loaded || !this.#fill(keys, this.#loaded)) {
       if (!this.#source) {
         throw new DownpourError(
