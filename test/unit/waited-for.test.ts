@@ -309,6 +309,9 @@ describe.each(MODES.map((mode) => [mode] as const))('%j: a worker hangs', (mode)
     };
     const answer = (worker: string) =>
       run.call({ call: 'evaluated', worker, result, now: cluster.now });
+    // Until then it reads rows of tables as they were when the evaluation began.
+    expect(run.evaluatedCapture(silent.key, id)).not.toBeNull();
+    expect(run.evaluatedCapture('stranger/1', id)).toBeNull();
     expect(answer('stranger/1')).toBe(false);
     expect(answer(silent.key)).toBe(true);
     expect(answer(cluster.others[0]!.key)).toBe(false);

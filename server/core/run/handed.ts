@@ -51,6 +51,10 @@ export function mayHave({ components }: RunInternals, task: Handed, key: string)
   return true;
 }
 
+/** Whether an answer of this worker is used: it has the task, or had it and was late. */
+export const evaluates = ({ worker, late }: Handed, key: string): boolean =>
+  worker === key || late.includes(key);
+
 /** It is this worker's from now on. @param ms that it has, if it did not have it already. */
 export function handOut(task: Handed, worker: string, now: number, ms: () => number): void {
   if (task.worker === worker && task.deadline !== null) return;

@@ -26,7 +26,7 @@ import {
   validationCount,
 } from './evaluations.ts';
 import { fitGroups } from './groups.ts';
-import { toHandOut } from './handed.ts';
+import { evaluates, toHandOut } from './handed.ts';
 import { nonFiniteText, nothingFiniteText } from './reasons.ts';
 import type { Components, PendingEvaluation, RunFields, RunInternals } from './state.ts';
 import type { RunView } from './view.ts';
@@ -188,7 +188,7 @@ export class Phases {
     const pending = fields.evaluation;
     if (this.#run.over || pending?.id !== result.evaluation) return false;
     // One that was late is used as well, if it is the first to answer.
-    if (pending.worker !== worker && !pending.late.includes(worker)) return false;
+    if (!evaluates(pending, worker)) return false;
     if (this.#run.quarantine(worker) !== null) return false;
     try {
       mustBeOfAll(this.#inside, pending, result);

@@ -32,6 +32,7 @@ import {
 } from './course.ts';
 import { capturesInUse } from './evaluations.ts';
 import { frozenOf, toldGroups } from './groups.ts';
+import { evaluates } from './handed.ts';
 import { runProgress, stepsBehind } from './lives.ts';
 import {
   type RunInternals,
@@ -252,8 +253,7 @@ export class RunView {
   /** The capture that a worker evaluates; null: it does not evaluate this. */
   evaluatedCapture(worker: string, id: number | null): number | null {
     const { evaluation } = this.inside.fields;
-    const isIt = evaluation !== null && evaluation.id === id && evaluation.worker === worker;
-    return isIt ? evaluation.capture : null;
+    return evaluation?.id === id && evaluates(evaluation, worker) ? evaluation.capture : null;
   }
 
   /** A worker may push this minibatch. */
