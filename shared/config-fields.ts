@@ -25,3 +25,9 @@ export const choice = <const L extends readonly string[]>(
   );
 export const epsilon = (fallback: number) =>
   positive('small constant added to the denominator', fallback);
+/** What Adam and its kin have, beside their kind. */
+export const adamFields = () => ({
+  beta1: share('decay rate of the first moment estimate', 0.9),
+  beta2: share('decay rate of the second moment estimate', 0.999),
+  epsilon: epsilon(1e-8),
+});

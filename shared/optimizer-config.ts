@@ -1,5 +1,5 @@
 import Type, { type Static } from 'typebox';
-import { closed, epsilon, share } from './config-fields.ts';
+import { adamFields, closed, epsilon, share } from './config-fields.ts';
 
 /** `optimizer` of a run: an update rule with its numbers. */
 
@@ -52,18 +52,14 @@ export const OptimizerSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('adam'),
-        beta1: share('decay rate of the first moment estimate', 0.9),
-        beta2: share('decay rate of the second moment estimate', 0.999),
-        epsilon: epsilon(1e-8),
+        ...adamFields(),
       },
       closed,
     ),
     Type.Object(
       {
         kind: Type.Literal('adamw'),
-        beta1: share('decay rate of the first moment estimate', 0.9),
-        beta2: share('decay rate of the second moment estimate', 0.999),
-        epsilon: epsilon(1e-8),
+        ...adamFields(),
       },
       closed,
     ),

@@ -1,6 +1,6 @@
 import Type, { type Static } from 'typebox';
 import Value from 'typebox/value';
-import { closed, epsilon, orNone, positive, share } from './config-fields.ts';
+import { adamFields, closed, epsilon, orNone, positive } from './config-fields.ts';
 import type { Consistency } from './consistency.ts';
 import { LIMITS } from './limits.ts';
 import { type LocalFields, localOf, localText } from './local-steps.ts';
@@ -30,9 +30,7 @@ const TableOptimizerSchema = Type.Union(
     Type.Object(
       {
         kind: Type.Literal('adam'),
-        beta1: share('decay rate of the first moment estimate', 0.9),
-        beta2: share('decay rate of the second moment estimate', 0.999),
-        epsilon: epsilon(1e-8),
+        ...adamFields(),
       },
       closed,
     ),

@@ -3,13 +3,13 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { main } from '../../cli/main.ts';
 import { readTensors } from '../../files/checkpoint.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { expectedSquaredError, type Moments } from '../../study/combine.ts';
 import type { MeasuredOutcome } from '../../study/ensemble.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { runHere } from '../support/command.ts';
 import { workForAll } from '../support/study.ts';
 
 // Deep Learning §7.11, bagging and other ensembles; §8.7.3, averages of parameters; §12.1.5, networks that decide
@@ -39,23 +39,10 @@ interface Facts {
 
 /** `downpour ensemble`. @returns what it says, and of each way the first. */
 async function ensemble(file: string, folder: string, ...args: string[]) {
-  let [text, errors] = ['', ''];
-  const take = (add: (chunk: string) => void) => (chunk: unknown) => {
-    add(String(chunk));
-    return true;
-  };
-  const writes = [
-    vi.spyOn(process.stdout, 'write').mockImplementation(take((chunk) => (text += chunk))),
-    vi.spyOn(process.stderr, 'write').mockImplementation(take((chunk) => (errors += chunk))),
-  ];
   const server = ['--server', cluster.url, '--data', cluster.folder, '--engine', 'wasm'];
   const own = ['--workers', '0', '--out', join(out, folder), '--json'];
-  let code: number;
-  try {
-    code = await main(['ensemble', file, ...server, ...own, ...args]);
-  } finally {
-    for (const write of writes) write.mockRestore();
-  }
+  const ended = await runHere('ensemble', file, ...server, ...own, ...args);
+  const { code, out: text, err: errors } = ended;
   if (code !== 0) return { code, errors, facts: null as never, of: null as never };
   // A study prints an event a line; of runs that are there, the result alone.
   const facts = (

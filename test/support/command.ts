@@ -1,18 +1,36 @@
 import { vi } from 'vitest';
 import { main } from '../../cli/main.ts';
 
-/** Runs a command of ours in this process. @returns what it printed. @throws when it ended with a code. */
-export async function outputOf(...args: string[]): Promise<string> {
-  let text = '';
-  const write = vi.spyOn(process.stdout, 'write').mockImplementation((chunk) => {
-    text += String(chunk);
-    return true;
-  });
+export interface CommandResult {
+  readonly code: number;
+  /** What it printed. */
+  readonly out: string;
+  readonly err: string;
+}
+
+/** Runs a command of ours in this process. */
+export async function runHere(...args: readonly string[]): Promise<CommandResult> {
+  let [out, err] = ['', ''];
+  const spies = [
+    vi.spyOn(process.stdout, 'write').mockImplementation((chunk) => {
+      out += String(chunk);
+      return true;
+    }),
+    vi.spyOn(process.stderr, 'write').mockImplementation((chunk) => {
+      err += String(chunk);
+      return true;
+    }),
+  ];
   try {
-    const code = await main(args);
-    if (code !== 0) throw new Error(`${args.join(' ')} ended with ${code}: ${text}`);
+    return { code: await main(args), out, err };
   } finally {
-    write.mockRestore();
+    for (const spy of spies) spy.mockRestore();
   }
-  return text;
+}
+
+/** The same. @returns what it printed on standard output. @throws when it ended with a code. */
+export async function outputOf(...args: readonly string[]): Promise<string> {
+  const { code, out, err } = await runHere(...args);
+  if (code !== 0) throw new Error(`${args.join(' ')} ended with ${code}: ${out}${err}`);
+  return out;
 }

@@ -1,8 +1,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { main } from '../../cli/main.ts';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { EXIT } from '../../cli/options.ts';
 import { openPredictor } from '../../cli/trained/predictor.ts';
 import { modelApp } from '../../cli/trained/serve-model.ts';
@@ -13,6 +12,7 @@ import { openModel } from '../../worker/serving/exported-model.ts';
 import { tf } from '../../worker/tf.ts';
 import { KIND_NAMES, type Kind, kindText } from '../fixtures/kinds.ts';
 import { Cluster } from '../support/cluster.ts';
+import { runHere } from '../support/command.ts';
 import { until } from '../support/until.ts';
 
 // Each command on each kind of experiment: it works, or it is refused in words. docs/experiments.md has the same table.
@@ -51,29 +51,12 @@ afterAll(async () => {
 
 /** Runs a command in this process. No output may have what no user should read. */
 async function run(args: readonly string[], kind: Kind) {
-  let [out, err] = ['', ''];
-  const spies = [
-    vi.spyOn(process.stdout, 'write').mockImplementation((chunk) => {
-      out += String(chunk);
-      return true;
-    }),
-    vi.spyOn(process.stderr, 'write').mockImplementation((chunk) => {
-      err += String(chunk);
-      return true;
-    }),
-  ];
-  try {
-    const code = await main([
-      ...args,
-      ...(NEEDS_NO_SERVER.has(args[0]!) ? [] : ['--server', cluster.url]),
-    ]);
-    expect(out + err, `${args.join(' ')} of ${kind}`).not.toMatch(
-      /DP_INTERNAL|NaN|undefined|\[object|\n {4}at /,
-    );
-    return { code, out, err };
-  } finally {
-    for (const spy of spies) spy.mockRestore();
-  }
+  const where = NEEDS_NO_SERVER.has(args[0]!) ? [] : ['--server', cluster.url];
+  const ended = await runHere(...args, ...where);
+  expect(ended.out + ended.err, `${args.join(' ')} of ${kind}`).not.toMatch(
+    /DP_INTERNAL|NaN|undefined|\[object|\n {4}at /,
+  );
+  return ended;
 }
 const NEEDS_NO_SERVER = new Set(['check', 'simulate']);
 

@@ -1,11 +1,11 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
-import { main } from '../../cli/main.ts';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { EXIT } from '../../cli/options.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster } from '../support/cluster.ts';
+import { runHere } from '../support/command.ts';
 
 // Commands on a handful of rows: the real reason and an exit code, on real workers.
 
@@ -51,27 +51,12 @@ afterAll(async () => {
 });
 
 async function run(command: string, name: string, ...args: string[]) {
-  let [out, err] = ['', ''];
-  const spies = [
-    vi.spyOn(process.stdout, 'write').mockImplementation((chunk) => {
-      out += String(chunk);
-      return true;
-    }),
-    vi.spyOn(process.stderr, 'write').mockImplementation((chunk) => {
-      err += String(chunk);
-      return true;
-    }),
-  ];
   const study = join(folder, `study-${studies++}`);
   const where = ['--server', cluster.url, '--workers', '0', '--out', study];
   const more = command === 'check' ? ['--engine', 'wasm'] : where;
-  try {
-    const code = await main([command, join(folder, `${name}.js`), ...args, ...more]);
-    expect(out + err).not.toMatch(/DP_INTERNAL|NaN|undefined|\n {4}at /);
-    return { code, out, err, study };
-  } finally {
-    for (const spy of spies) spy.mockRestore();
-  }
+  const ended = await runHere(command, join(folder, `${name}.js`), ...args, ...more);
+  expect(ended.out + ended.err).not.toMatch(/DP_INTERNAL|NaN|undefined|\n {4}at /);
+  return { ...ended, study };
 }
 
 describe('a study that cannot be', { timeout: 60_000 }, () => {

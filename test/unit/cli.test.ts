@@ -7,31 +7,12 @@ import { join } from 'node:path';
 import type { Command } from 'commander';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { helpPage } from '../../cli/docs/main.ts';
-import { createProgram, main } from '../../cli/main.ts';
+import { createProgram } from '../../cli/main.ts';
 import { configOf, EXIT, exitCodeOf, parseSet, tokenOf } from '../../cli/options.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createRestClient, httpAddress, webSocketAddress } from '../../shared/rest-client.ts';
-
-/** Runs a command line here and collects what it prints. */
-async function run(...args: string[]): Promise<{ code: number; out: string; err: string }> {
-  let out = '';
-  let err = '';
-  const stdout = vi.spyOn(process.stdout, 'write').mockImplementation((text) => {
-    out += String(text);
-    return true;
-  });
-  const stderr = vi.spyOn(process.stderr, 'write').mockImplementation((text) => {
-    err += String(text);
-    return true;
-  });
-  try {
-    return { code: await main(args), out, err };
-  } finally {
-    stdout.mockRestore();
-    stderr.mockRestore();
-  }
-}
+import { runHere } from '../support/command.ts';
 
 function allCommands(command: Command): Command[] {
   return [command, ...command.commands.flatMap(allCommands)];
@@ -95,7 +76,7 @@ describe('help', () => {
   });
 
   test('lists the exit codes, and asking for it is no failure', async () => {
-    const { code, out } = await run('--help');
+    const { code, out } = await runHere('--help');
     expect(code).toBe(EXIT.ok);
     for (const value of Object.values(EXIT))
       expect(out).toMatch(new RegExp(`^ {2}${value}\\b`, 'm'));
@@ -119,7 +100,7 @@ describe('a mistyped command line', () => {
     [['train', 'x.ts', '--set', 'learningRate'], 'Write it as key.path=value'],
     [['stop', 'run', 'another'], 'too many arguments'],
   ])('%j is told in one line and ends with 2', async (args, message) => {
-    const { code, err } = await run(...args);
+    const { code, err } = await runHere(...args);
     expect(code).toBe(EXIT.usage);
     expect(err).toMatch(/^error DP_USAGE: .*\n$/);
     expect(err).toContain(message);
@@ -142,17 +123,17 @@ describe('exit codes', () => {
 
   test('a defect ends with 1 and shows its stack only when asked', async () => {
     const server = await listen((_, response) => response.end('{"runs": 1}'));
-    const quiet = await run('status', '--server', server);
+    const quiet = await runHere('status', '--server', server);
     expect(quiet.code).toBe(EXIT.failed);
     expect(quiet.err).toMatch(/^error DP_INTERNAL: .*\n$/);
     vi.stubEnv('DOWNPOUR_DEBUG', '1');
-    expect((await run('status', '--server', server)).err).toContain('\n      at ');
+    expect((await runHere('status', '--server', server)).err).toContain('\n      at ');
   });
 
   test('no server ends with 3 and says what to do', async () => {
     const server = await listen(() => {});
     for (const close of closers.splice(0)) close();
-    const { code, err } = await run('stop', 'mnist', '--server', server);
+    const { code, err } = await runHere('stop', 'mnist', '--server', server);
     expect(code).toBe(EXIT.unreachable);
     expect(err).toContain(`no server at ${server}`);
     expect(err).toContain('downpour serve');
@@ -224,9 +205,9 @@ describe('the environment', () => {
     });
     vi.stubEnv('DOWNPOUR_SERVER', server.replace('http', 'ws'));
     vi.stubEnv('DOWNPOUR_TOKEN', 'secret');
-    expect((await run('stop', 'x')).err).toBe('error DP_RUN_UNKNOWN: no run\n');
+    expect((await runHere('stop', 'x')).err).toBe('error DP_RUN_UNKNOWN: no run\n');
     vi.stubEnv('DOWNPOUR_TOKEN', '');
-    await run('stop', 'x');
+    await runHere('stop', 'x');
     expect(seen).toEqual(['Bearer secret', undefined]);
   });
 
@@ -313,9 +294,9 @@ describe('the REST client', () => {
 });
 
 test('an option that was cut short is completed, and a misspelt one still corrected', async () => {
-  expect((await run('serve', '--redis', 'x')).err).toContain('--redis-url');
-  expect((await run('serve', '--prot', '1')).err).toContain('--port');
-  const { code, err } = await run('serve', '--nothing-like-it');
+  expect((await runHere('serve', '--redis', 'x')).err).toContain('--redis-url');
+  expect((await runHere('serve', '--prot', '1')).err).toContain('--port');
+  const { code, err } = await runHere('serve', '--nothing-like-it');
   expect(code).toBe(EXIT.usage);
   expect(err).not.toContain('Did you mean');
 });

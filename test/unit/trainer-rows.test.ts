@@ -1,6 +1,6 @@
 import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { resolveConfig } from '../../shared/config.ts';
-import type { Evaluated, Lease, Push, Work } from '../../shared/protocol.ts';
+import type { Lease, Push, Work } from '../../shared/protocol.ts';
 import { decodeKeys, decodeRows, encodeRows, type TableRows } from '../../shared/rows.ts';
 import { rowShapes } from '../../shared/tables.ts';
 import type { Landing } from '../../wire/connection.ts';
@@ -14,7 +14,8 @@ import { createOrders } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { type RowsAnswer, RowsLost } from '../../worker/rows/requests.ts';
 import type { RowPuller } from '../../worker/rows/rows-exchange.ts';
-import { createTrainer, type Exchange } from '../../worker/trainer.ts';
+import { createTrainer } from '../../worker/trainer.ts';
+import { FakeExchange, workOf } from '../support/fake-exchange.ts';
 
 const SEED = 5;
 const COUNT = 40;
@@ -62,34 +63,23 @@ const rowsAt = (keys: Uint32Array, step: number): TableRows => ({
 const encoded = (keys: Uint32Array, step: number) =>
   encodeRows(shapes, [rowsAt(keys, step)], 'f32');
 
-class FakeExchange implements Exchange, RowPuller {
-  hasReceived = false;
-  unacknowledged: { lease: number; sequence: number }[] = [];
-  readonly pushes: { push: Omit<Push, 'type' | 'sequence'>; tail: Uint8Array }[] = [];
+/** A server that answers requests for rows; the test answers the rest. */
+class ExchangeOfRows extends FakeExchange implements RowPuller {
+  readonly tails: Uint8Array[] = [];
   readonly pulls: { evaluation: number | null; keys: number[] }[] = [];
-  readonly evaluated: Evaluated[] = [];
   /** The row step of rows that are pulled. */
   step = 100;
   isLost = false;
 
-  push(): number {
-    throw new Error('a payload in f32 is sent as it stands');
+  override pushReady(
+    push: Omit<Push, 'type' | 'sequence'>,
+    payloads: readonly Landing[],
+    tail?: Uint8Array,
+  ): number {
+    this.tails.push(tail!);
+    return super.pushReady(push, payloads);
   }
-  pushReady(push: Omit<Push, 'type' | 'sequence'>, _: readonly Landing[], tail?: Uint8Array) {
-    this.pushes.push({ push, tail: tail! });
-    const sequence = this.pushes.length;
-    this.unacknowledged.push({ lease: push.lease, sequence });
-    return sequence;
-  }
-  send(message: Evaluated): void {
-    this.evaluated.push(message);
-  }
-  acknowledge({ sequence }: { sequence: number }): void {
-    this.unacknowledged = this.unacknowledged.filter((push) => push.sequence > sequence);
-  }
-  resend(): number {
-    return 0;
-  }
+
   async pullRows(
     { evaluation }: Parameters<RowPuller['pullRows']>[0],
     bytes: Uint8Array,
@@ -103,19 +93,13 @@ class FakeExchange implements Exchange, RowPuller {
 }
 
 function setUp() {
-  const exchange = new FakeExchange();
+  const exchange = new ExchangeOfRows();
   const { signal } = new AbortController();
   const options = { run: 'r', config, model, prepared, exchange, signal, log: () => {} };
   return { exchange, trainer: createTrainer(options) };
 }
 
 const lease = (id: number): Lease => ({ id, epoch: 0, start: 4 * id, count: 4, part: 'train' });
-function work(step: number, leases: Lease[], rest: Partial<Work> = {}): Work {
-  return {
-    ...{ type: 'work', run: 'r', phase: 'training', step, generation: 1 },
-    ...{ acknowledgements: [], leases, evaluation: null, encoding: 'f32', pull: null, ...rest },
-  };
-}
 const answered = (sequence: number, outcome: 'applied' | 'rejected' = 'applied') => ({
   acknowledgements: [
     {
@@ -134,69 +118,69 @@ const wordsOf = (id: number) =>
 
 test('the first minibatch pulls its rows; each push names those of the next, and its answer brings them', async () => {
   const { exchange, trainer } = setUp();
-  await trainer.work(work(0, [lease(1), lease(2)]), theta());
+  await trainer.work(workOf(0, [lease(1), lease(2)]), theta());
   expect(exchange.pulls).toEqual([{ evaluation: null, keys: wordsOf(1) }]);
   const [first] = exchange.pushes;
-  const { step, bytes, wanted } = first!.push.rows!;
+  const { step, bytes, wanted } = first!.rows!;
   expect(step).toBe(100);
-  const [gradient] = decodeRows(shapes, first!.tail.subarray(0, bytes), 'f32');
+  const [gradient] = decodeRows(shapes, exchange.tails[0]!.subarray(0, bytes), 'f32');
   expect([...gradient!.keys]).toEqual(wordsOf(1));
   // The prediction of row [k, −k] + 100 is 200, and the target k / 3: each example is a quarter of the loss.
   const expected = [...gradient!.keys].flatMap((key) => Array(WIDTH).fill((200 - key / 3) / 2));
   for (const [i, value] of gradient!.values.entries()) expect(value).toBeCloseTo(expected[i]!, 3);
-  const asked = decodeKeys(shapes, first!.tail.subarray(bytes, bytes + wanted))[0]!;
+  const asked = decodeKeys(shapes, exchange.tails[0]!.subarray(bytes, bytes + wanted))[0]!;
   expect([...asked]).toEqual(wordsOf(2));
 
   const rows = encoded(asked, 7);
   const brought = { rows: { step: 7, encoding: 'f32', bytes: rows.length } as const };
-  const message = work(1, [lease(2), lease(3)], { ...answered(1), ...brought });
+  const message = workOf(1, [lease(2), lease(3)], { ...answered(1), ...brought });
   await trainer.work(message, theta(), undefined, rows);
   expect(exchange.pulls).toHaveLength(1);
-  expect(exchange.pushes[1]!.push.rows!.step).toBe(7);
+  expect(exchange.pushes[1]!.rows!.step).toBe(7);
 });
 
 test('a push that was rejected is computed again from rows that are pulled', async () => {
   const { exchange, trainer } = setUp();
-  await trainer.work(work(0, [lease(1), lease(2)]), theta());
+  await trainer.work(workOf(0, [lease(1), lease(2)]), theta());
   const asked = Uint32Array.from(wordsOf(2));
   const rows = encoded(asked, 7);
   const brought = { rows: { step: 7, encoding: 'f32', bytes: rows.length } as const };
   exchange.step = 105;
-  const again = work(1, [lease(1), lease(2)], { ...answered(1, 'rejected'), ...brought });
+  const again = workOf(1, [lease(1), lease(2)], { ...answered(1, 'rejected'), ...brought });
   await trainer.work(again, theta(), undefined, rows);
   expect(exchange.pulls.map(({ keys }) => keys)).toEqual([wordsOf(1), wordsOf(1)]);
-  expect(exchange.pushes[1]!.push).toMatchObject({ lease: 1, rows: { step: 105 } });
+  expect(exchange.pushes[1]).toMatchObject({ lease: 1, rows: { step: 105 } });
 });
 
 test('rows of an earlier generation are not used', async () => {
   const { exchange, trainer } = setUp();
-  await trainer.work(work(0, [lease(1), lease(2)], { generation: 0 }), theta());
+  await trainer.work(workOf(0, [lease(1), lease(2)], { generation: 0 }), theta());
   // What is pulled belongs to generation 1: the parameters at hand are gone.
   expect(exchange.pushes).toEqual([]);
-  await trainer.work(work(0, [lease(1), lease(2)]), theta());
+  await trainer.work(workOf(0, [lease(1), lease(2)]), theta());
   expect(exchange.pushes).toHaveLength(1);
 });
 
 test('an evaluation has rows of its own, and what comes after it has none of them', async () => {
   const { exchange, trainer } = setUp();
   const evaluation = { id: 9, part: 'validation' } as Work['evaluation'];
-  await trainer.work(work(0, [], { evaluation }), theta());
+  await trainer.work(workOf(0, [], { evaluation }), theta());
   expect(exchange.evaluated).toHaveLength(1);
   expect(exchange.pulls.map(({ evaluation }) => evaluation)).toEqual([9]);
   expect(exchange.pulls[0]!.keys).toHaveLength(prepared.validation.count);
-  await trainer.work(work(0, [lease(1)]), theta());
+  await trainer.work(workOf(0, [lease(1)]), theta());
   expect(exchange.pulls[1]).toEqual({ evaluation: null, keys: wordsOf(1) });
   // No lease is known after it.
-  expect(exchange.pushes[0]!.push.rows!.wanted).toBe(0);
+  expect(exchange.pushes[0]!.rows!.wanted).toBe(0);
 });
 
 test('rows that will not come end the work and not the worker', async () => {
   const { exchange, trainer } = setUp();
   exchange.isLost = true;
-  await trainer.work(work(0, [lease(1)]), theta());
+  await trainer.work(workOf(0, [lease(1)]), theta());
   expect(exchange.pushes).toEqual([]);
   exchange.isLost = false;
   trainer.noteRejoin();
-  await trainer.work(work(0, [lease(1)]), theta());
+  await trainer.work(workOf(0, [lease(1)]), theta());
   expect(exchange.pushes).toHaveLength(1);
 });
