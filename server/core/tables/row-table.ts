@@ -11,6 +11,12 @@ import type { TableConfig } from '../../../shared/tables.ts';
 import type { Clip } from '../fused.ts';
 import type { CopyVector } from '../vectors.ts';
 import { createInitialRow, type InitialRow } from './initial-rows.ts';
+import {
+  type CaptureMoment,
+  type RowCapture,
+  RowCaptures,
+  type RowTensorsOfCapture,
+} from './row-captures.ts';
 import { createRowIndex, type RowIndex, type RowIndexState } from './row-index.ts';
 import { createRowRule, type RowRule } from './row-rules.ts';
 import {
@@ -38,21 +44,6 @@ export interface TableUpdate {
   scaleOf(staleness: number): number;
   /** The row step that the worker read. */
   readonly readStep: number;
-}
-
-/** A moment that is looked at later: rows that have changed since are kept as they were. */
-interface RowCapture {
-  readonly at: CaptureMoment;
-  readonly initial: InitialRow;
-  /** Null: the row had its initial values. */
-  readonly rows: Map<number, Float32Array | null>;
-}
-
-/** When a capture was made. */
-export interface CaptureMoment {
-  readonly rowStep: number;
-  readonly decay: number;
-  readonly seed: number;
 }
 
 /** The JSON half of a table in a checkpoint. */
@@ -100,7 +91,7 @@ export class RowTable {
   #began = 0;
   #decay = 0;
   #count = 0;
-  readonly #captures = new Map<number, RowCapture>();
+  readonly #captures: RowCaptures;
   // What is staged: gradients of rows, not yet clipped.
   #keys: Uint32Array = new Uint32Array();
   #gradients: Float32Array = new Float32Array();
@@ -131,6 +122,9 @@ export class RowTable {
     this.#decays = new Float64Array(memory.memory.buffer, decays!, decaying);
     this.#seed = seed;
     this.#initial = createInitialRow(config.initializer, seed, name);
+    this.#captures = new RowCaptures(name, width, (key, then, out) =>
+      this.#readRow(key, then, out),
+    );
   }
 
   /** Gradients of rows that were dropped, since their keys have no row. */
@@ -145,12 +139,7 @@ export class RowTable {
 
   /** All rows have their initial values; captures stay as they are. */
   reset(seed: number): void {
-    if (this.#captures.size > 0) {
-      for (const slot of this.#used()) {
-        const key = this.#index.keyOf(slot);
-        for (const capture of this.#captures.values()) this.#keep(capture, key, slot);
-      }
-    }
+    if (!this.#captures.isEmpty) for (const slot of this.#used()) this.#keep(slot);
     this.#seed = seed;
     this.#initial = createInitialRow(this.#config.initializer, seed, this.name);
     this.#index.clear();
@@ -255,9 +244,7 @@ export class RowTable {
     const { width } = this;
     const last = this.#changed[slot]!;
     const start = slot * width;
-    if (this.#captures.size > 0) {
-      for (const capture of this.#captures.values()) this.#keep(capture, key, slot);
-    }
+    this.#captures.keep(key, last);
     this.#note(slot, last);
     if (last === 0) this.#initial(key, this.#theta.subarray(start, start + width));
     if (this.#decays.length > 0) {
@@ -344,7 +331,7 @@ export class RowTable {
    */
   read(keys: Uint32Array, capture: number | null, out: Float32Array): void {
     const { width } = this;
-    const then = capture === null ? null : this.#captured(capture);
+    const then = capture === null ? null : this.#captures.of(capture);
     const isPlain = then === null && this.#decays.length === 0;
     for (let i = 0; i < keys.length; i++) {
       const slot = isPlain ? this.#find(keys[i]!) : -1;
@@ -372,52 +359,38 @@ export class RowTable {
 
   capture(id: number, rowStep: number): void {
     const at = { rowStep, decay: this.#decay, seed: this.#seed };
-    this.#captures.set(id, { at, initial: this.#initial, rows: new Map() });
+    this.#captures.make(id, at, this.#initial);
   }
 
   forget(id: number): void {
-    this.#captures.delete(id);
+    this.#captures.forget(id);
   }
 
-  #captured(id: number): RowCapture {
-    const capture = this.#captures.get(id);
-    if (!capture) throw new Error(`table ${this.name} has no capture ${id}`);
-    return capture;
-  }
-
-  /** A row is about to change: a capture from before its last change has it already. */
-  #keep(capture: RowCapture, key: number, slot: number): void {
-    const last = this.#changed[slot]!;
-    if (last > capture.at.rowStep || capture.rows.has(key)) return;
-    if (last === 0) {
-      capture.rows.set(key, null);
-      return;
-    }
-    const row = new Float32Array(this.width);
-    this.#readRow(key, capture, row);
-    capture.rows.set(key, row);
+  #keep(slot: number): void {
+    this.#captures.keep(this.#index.keyOf(slot), this.#changed[slot]!);
   }
 
   /** All rows as they were then; those that were changed since are changed by this. */
   replace(id: number, rowStep: number): void {
-    const then = this.#captured(id);
-    const others = [...this.#captures].flatMap(([other, capture]) => (other === id ? [] : capture));
+    const then = this.#captures.of(id);
+    // It will have no rows of its own: all are as they were.
+    this.#captures.forget(id);
     // Those that came later go first, so that there is room for those that went.
     for (const [key, row] of then.rows) {
       const slot = row === null ? this.#index.find(key) : -1;
       if (slot < 0) continue;
-      for (const capture of others) this.#keep(capture, key, slot);
+      this.#keep(slot);
       this.#remove(slot, key);
     }
     for (const [key, row] of then.rows) {
       if (row === null) continue;
       const slot = this.#index.insert(key);
-      for (const capture of others) this.#keep(capture, key, slot);
+      this.#keep(slot);
       this.#theta.set(row, slot * this.width);
       this.#mark(slot, rowStep);
       if (this.#decays.length > 0) this.#decays[slot] = then.at.decay;
     }
-    this.#captures.set(id, { ...then, at: { ...then.at, rowStep }, rows: new Map() });
+    this.#captures.make(id, { ...then.at, rowStep }, then.initial);
     this.#decay = then.at.decay;
     this.#seed = then.at.seed;
     this.#initial = then.initial;
@@ -447,9 +420,8 @@ export class RowTable {
     for (let slot = 0; slot < this.#changed.length; slot++) {
       const last = this.#changed[slot]!;
       if (last === 0 || rowStep - last <= expireAfter!) continue;
-      const key = this.#index.keyOf(slot);
-      for (const capture of this.#captures.values()) this.#keep(capture, key, slot);
-      this.#remove(slot, key);
+      this.#keep(slot);
+      this.#remove(slot, this.#index.keyOf(slot));
     }
   }
 
@@ -507,7 +479,7 @@ export class RowTable {
 
   /** All rows that have values of their own, now or at a capture, as they are when they are read. */
   rows(id: number | null): TableRows & { readonly at: CaptureMoment } {
-    const then = id === null ? null : this.#captured(id);
+    const then = id === null ? null : this.#captures.of(id);
     const own = this.#used().filter((slot) => !then || this.#changed[slot]! <= then.at.rowStep);
     const kept = [...(then?.rows ?? [])].flatMap(([key, row]) => (row ? key : []));
     const all = new Set([...own.map((slot) => this.#index.keyOf(slot)), ...kept]);
@@ -536,30 +508,18 @@ export class RowTable {
   }
 
   momentOf(id: number): CaptureMoment {
-    return this.#captured(id).at;
+    return this.#captures.of(id).at;
   }
 
   /** Rows that have changed since a capture, as they were then. */
   captured(id: number): RowTensorsOfCapture {
-    const { rows } = this.#captured(id);
-    const keys: number[] = [];
-    const initial: number[] = [];
-    for (const [key, row] of rows) (row ? keys : initial).push(key);
-    const values = new Float32Array(keys.length * this.width);
-    this.read(Uint32Array.from(keys), id, values);
-    return { keys: splitKeys(keys), values, initial: splitKeys(initial) };
+    return this.#captures.tensors(id);
   }
 
   /** The same, of a table that is being restored. */
   restoreCapture(id: number, at: CaptureMoment, kept: RowTensorsOfCapture): void {
-    const { width } = this;
-    const rows = new Map<number, Float32Array | null>();
-    for (const key of wholeKeys(kept.initial)) rows.set(key, null);
-    for (const [i, key] of wholeKeys(kept.keys).entries()) {
-      rows.set(key, kept.values.slice(i * width, (i + 1) * width));
-    }
     const initial = createInitialRow(this.#config.initializer, at.seed, this.name);
-    this.#captures.set(id, { at, initial, rows });
+    this.#captures.restore(id, at, initial, kept);
   }
 }
 
@@ -572,11 +532,6 @@ function copyRow(
   count: number,
 ): void {
   for (let i = 0; i < count; i++) to[toAt + i] = from[fromAt + i]!;
-}
-
-export interface RowTensorsOfCapture extends Pick<RowTensors, 'keys' | 'values'> {
-  /** Keys of rows that had their initial values, shape [n, 2]. */
-  readonly initial: Float32Array;
 }
 
 const full = (name: string, capacity: number) =>

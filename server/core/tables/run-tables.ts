@@ -16,7 +16,8 @@ import {
 import { rowShapes, tablesOf } from '../../../shared/tables.ts';
 import type { Clip } from '../fused.ts';
 import { type CopyVector, flatTensor, type NamedTensor, takeTensor } from '../vectors.ts';
-import { type CaptureMoment, RowTable, type RowTableState } from './row-table.ts';
+import type { CaptureMoment } from './row-captures.ts';
+import { RowTable, type RowTableState } from './row-table.ts';
 import {
   type RowTensors,
   splitDoubles,
