@@ -570,8 +570,10 @@ function tellRejection(
   log: (line: string) => void,
 ): void {
   if (outcome !== 'rejected' || QUIET.includes(code)) return;
-  // The next one would be of the same size, and be sent at once.
-  if (code === 'DP_TENSOR_SIZE') throw new DownpourError(code, message ?? 'rejected');
+  // The next one would be made in the same way, and be sent at once.
+  if (code === 'DP_TENSOR_SIZE' || code === 'DP_ROWS_INVALID') {
+    throw new DownpourError(code, message ?? 'rejected');
+  }
   if (said.isNew(causeOf(`${code} ${message}`))) {
     log(`push ${sequence} was rejected: ${code} ${message}`);
   }

@@ -30,8 +30,8 @@ export class WorkerAnswers {
   readonly sent: Writable<SentTo>;
   /** Length of the largest payload so far. */
   #answerBytes = 0;
-  /** Keys of the rows that the last push wanted; null: none. */
-  #wanted: readonly Uint32Array[] | null = null;
+  /** Keys of the rows that the last push of a worker wanted; null: none. */
+  #wanted: { readonly worker: string; readonly keys: readonly Uint32Array[] } | null = null;
 
   /** @param session by which shards know the worker. @param fail closes it: it does not read. */
   constructor(
@@ -53,8 +53,8 @@ export class WorkerAnswers {
   }
 
   /** The next work comes with these rows. */
-  want(keys: readonly Uint32Array[]): void {
-    this.#wanted = keys;
+  want(worker: string, keys: readonly Uint32Array[]): void {
+    this.#wanted = { worker, keys };
   }
 
   /** Some pushes are decided on and not answered. */
@@ -128,10 +128,12 @@ export class WorkerAnswers {
   }
 
   /** The rows that the last push wanted. An evaluation asks for its own. */
-  #rowsFor({ tables }: Run, { evaluation }: Assigned) {
-    const keys = this.#wanted!;
+  #rowsFor(run: Run, { evaluation }: Assigned) {
+    const { tables } = run;
+    const { worker, keys } = this.#wanted!;
     if (!tables || evaluation) return null;
     this.#wanted = null;
+    run.sendsRows(worker);
     const encoding = tables.pullEncoding;
     const bytes = tables.read(keys, encoding, null);
     return { bytes, header: { step: tables.rowStep, encoding, bytes: bytes.length } };

@@ -35,7 +35,6 @@ import {
   type PushPartsLanded,
 } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
-import type { RunTables } from '../core/tables/run-tables.ts';
 import { keep, LandingDesk } from '../payloads/landings.ts';
 import { Payloads } from '../payloads/payloads.ts';
 import { WorkerAnswers } from './answers.ts';
@@ -60,21 +59,6 @@ const noTables = (type: string, run: string) =>
     'DP_ROWS_INVALID',
     `'${type}' for run '${run}', which has no tables: pull and push parameters alone`,
   );
-
-/** The keys of the rows that a push wants; null: none, or the run refuses the push for them. */
-function wantedOf(
-  { wanted }: NonNullable<Push['rows']>,
-  tables: RunTables,
-  payload: Uint8Array,
-): readonly Uint32Array[] | null {
-  if (wanted === 0 || wanted > payload.length) return null;
-  try {
-    return tables.readKeys(payload.subarray(payload.length - wanted));
-  } catch (error) {
-    if (errorCode(error) !== 'DP_ROWS_INVALID') throw error;
-    return null;
-  }
-}
 
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
@@ -387,6 +371,7 @@ export class WorkerSession {
     const capture = run.evaluatedCapture(this.key, evaluation);
     const encoding = capture === null ? tables.pullEncoding : 'f32';
     const bytes = tables.read(keys, encoding, capture);
+    if (capture === null) run.sendsRows(this.key);
     const step = tables.rowStep;
     this.#answers.send({ type: 'rows', run: id, request, step, generation, encoding }, [bytes]);
   }
@@ -489,9 +474,10 @@ export class WorkerSession {
     others: PushPartsLanded | null = null,
   ): void {
     const now = this.#fleet.now();
-    // The payload is no more once the push is applied.
-    const wanted = push.rows && run.tables ? wantedOf(push.rows, run.tables, payload) : null;
-    const answer = run.call(this.#pushCall.of(push, now, room, others), payload);
+    const { tables } = run;
+    const rowStepSent = tables === null ? 0 : run.rowStepSent(this.key);
+    const answer = run.call(this.#pushCall.of(push, now, room, others, rowStepSent), payload);
+    const wanted = tables?.takeWanted() ?? null;
     const acknowledgement = this.#payloads.explain(run, answer);
     const seconds = (this.#fleet.now() - now) / 1000;
     this.#fleet.reports.pushed(run, this.key, push, acknowledgement, seconds);
@@ -503,7 +489,7 @@ export class WorkerSession {
       this.#wentWrong({ code, message });
       run.mustBeTrusted(this.key);
     }
-    if (wanted !== null) this.#answers.want(wanted);
+    if (wanted !== null) this.#answers.want(this.key, wanted);
     const count = this.#answers.add(run, acknowledgement);
     // Pushes that came together are answered together, with one pull.
     const isLast = !this.#more || run.config.consistency.depth === 1;

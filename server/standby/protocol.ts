@@ -65,7 +65,7 @@ const calls = compile({
   assign: callOf({ ...worker, ahead: Natural, ...now }),
   initialised: callOf({ ...worker, grant: Natural, ...now }),
   initialRows: callOf({ ...worker, grant: Natural }),
-  push: callOf({ ...worker, push: PushSchema, ...now }),
+  push: callOf({ ...worker, push: PushSchema, ...now, rowStepSent: Type.Optional(Natural) }),
   evaluated: callOf({ ...worker, result: EvaluatedSchema, ...now, at: Type.Optional(Text) }),
   sampled: callOf({ ...worker, observed: ObservedSchema, ...now }),
   overflowed: callOf({ generation: Natural }),

@@ -299,6 +299,12 @@ test('rows of tables are pulled, pushed and wanted over real sockets, and a rest
   expect(values[1]! - initial.values[1]!).toBeCloseTo(1, 5);
   expect([...values.subarray(2)]).toEqual([...initial.values.subarray(2)]);
   const dense = { ...answer, payload: answer.payload.subarray(0, -7) };
+  // A worker that claims newer rows than it was sent would evade the bound of staleness.
+  const ahead = { ...told, step: 2, bytes: rows.length, wanted: 0 };
+  worker.pushRows(problem, dense, ahead, rows);
+  const early = (await worker.expect('work')).acknowledgements[0];
+  expect(early).toMatchObject({ outcome: 'rejected', code: 'DP_PUSH_STALE' });
+  expect(early!.message).toContain('this worker was sent none after row step 1');
   const falling = encodeKeys([Uint32Array.of(7, 3)]);
   const bad = { ...told, bytes: 0, wanted: falling.length };
   worker.pushRows(problem, dense, bad, falling);

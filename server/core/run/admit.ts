@@ -37,8 +37,11 @@ export interface AdmissionFacts {
   problem: PushProblem | null;
   /** Lease of the push, if the worker may still push it. */
   lease: Lease | null;
-  /** Updates of rows so far, and the staleness of the stalest row in the push; null: the run has no tables. */
-  rows: { readonly rowStep: number; readonly staleness: number } | null;
+  /**
+   * Row step of the newest rows that the worker can have read, and the staleness of the stalest row in the push; null: the
+   * run has no tables.
+   */
+  rows: { readonly rowStepSent: number; readonly staleness: number } | null;
 }
 
 export interface Rejection extends PushProblem {
@@ -116,12 +119,13 @@ export function judgePush(push: Push, facts: AdmissionFacts): Judgement {
 /** The bound of staleness holds for each row by itself. */
 function rowsProblem(
   { rows }: Push,
-  { rowStep, staleness }: NonNullable<AdmissionFacts['rows']>,
+  { rowStepSent, staleness }: NonNullable<AdmissionFacts['rows']>,
   { stalenessMax }: RunConfig['consistency'],
 ): string | null {
   if (!rows) return null;
-  if (rows.step > rowStep) {
-    return `push read rows of row step ${rows.step}, and the server is at ${rowStep}: pull rows, then retry`;
+  if (rows.step > rowStepSent) {
+    const sent = rowStepSent === 0 ? 'no rows yet' : `none after row step ${rowStepSent}`;
+    return `push read rows of row step ${rows.step}, and this worker was sent ${sent}: name the row step of the rows that the gradient was computed at; pull rows, then retry`;
   }
   if (stalenessMax === null || staleness <= stalenessMax) return null;
   return `push read rows of row step ${rows.step}, and one of them was changed at ${rows.step + staleness}; staleness ${staleness} > stalenessMax ${stalenessMax}: pull rows, then retry`;

@@ -84,6 +84,8 @@ export type RunCall =
       /** That the payload came into; null or absent: into other memory, and it is copied. */
       readonly room?: LandingRoom | null;
       readonly others?: PushPartsLanded | null;
+      /** Row step of the newest rows that the worker was sent; absent: it is not known. */
+      readonly rowStepSent?: number;
     }
   /**
    * The result of an evaluation, from the worker that has it to do; from others, and of a run that is over, it is
@@ -188,8 +190,8 @@ export function toFollow(call: RunCall): RunCall {
     return { ...call, join };
   }
   if (call.call === 'push') {
-    const { others: _, room: __, ...told } = call;
-    return told;
+    const { others: _, room: __, rowStepSent, ...told } = call;
+    return call.push.rows && rowStepSent !== undefined ? { ...told, rowStepSent } : told;
   }
   if (call.call === 'initialised') {
     const { others: _, ...told } = call;
@@ -210,16 +212,24 @@ export class PushCall {
   now = 0;
   room: LandingRoom | null = null;
   others: PushPartsLanded | null = null;
+  rowStepSent = 0;
 
   constructor(worker: string) {
     this.worker = worker;
   }
 
-  of(push: Push, now: number, room: LandingRoom | null, others: PushPartsLanded | null): this {
+  of(
+    push: Push,
+    now: number,
+    room: LandingRoom | null,
+    others: PushPartsLanded | null,
+    rowStepSent: number,
+  ): this {
     this.push = push;
     this.now = now;
     this.room = room;
     this.others = others;
+    this.rowStepSent = rowStepSent;
     return this;
   }
 }

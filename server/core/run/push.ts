@@ -88,7 +88,7 @@ export class Pushes {
     let vectorPayload = payload;
     try {
       if (vector.tables !== null || push.rows !== undefined) {
-        vectorPayload = this.#stageRows(push, payload);
+        vectorPayload = this.#stageRows(call, payload);
       }
       // One for parameters of before may have another size. It is stale, whatever it holds.
       if (push.generation === facts.fields.generation && !isOfAnotherFragment(push, facts)) {
@@ -109,7 +109,7 @@ export class Pushes {
   }
 
   /** @returns the payload without rows. @throws DownpourError DP_ROWS_INVALID. */
-  #stageRows({ rows }: Push, payload: Uint8Array): Uint8Array {
+  #stageRows({ push: { rows }, rowStepSent }: CallOf<'push'>, payload: Uint8Array): Uint8Array {
     const { tables } = this.#inside.components.vector;
     if (!tables) {
       throw new DownpourError(
@@ -118,7 +118,10 @@ export class Pushes {
       );
     }
     const rest = tables.stage(payload, rows);
-    this.#facts.rows = { rowStep: tables.rowStep, staleness: tables.staleness() };
+    this.#facts.rows = {
+      rowStepSent: Math.min(tables.rowStep, rowStepSent ?? Infinity),
+      staleness: tables.staleness(),
+    };
     return rest;
   }
 

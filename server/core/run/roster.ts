@@ -53,6 +53,8 @@ const RECENT_LEASES = 0.5;
 
 export class Roster {
   readonly #workers = new Map<string, RosterWorker>();
+  /** Row step of the newest rows that each was sent. A replica sends nothing, so this is no part of its state. */
+  readonly #rowsSent = new Map<string, number>();
 
   keys(): Iterable<string> {
     return this.#workers.keys();
@@ -94,8 +96,20 @@ export class Roster {
   #forgetOld(newest: string): void {
     for (const [key, { attached }] of this.#workers) {
       if (this.#workers.size <= LIMITS.workerCountMax) return;
-      if (!attached && key !== newest) this.#workers.delete(key);
+      if (attached || key === newest) continue;
+      this.#workers.delete(key);
+      this.#rowsSent.delete(key);
     }
+  }
+
+  /** A worker is sent rows. */
+  sendsRows(key: string, rowStep: number): void {
+    if (this.#workers.has(key)) this.#rowsSent.set(key, rowStep);
+  }
+
+  /** Row step of the newest rows that it was sent; 0: none, and row step 0 claims nothing. */
+  rowStepSent(key: string): number {
+    return this.#rowsSent.get(key) ?? 0;
   }
 
   /** What one worker did for this run. */

@@ -243,6 +243,17 @@ export class RunView {
     return this.inside.components.vector.tables;
   }
 
+  /** A worker is sent rows as they are now. This is no call of the run, since a standby sends nothing. */
+  sendsRows(worker: string): void {
+    const { roster, vector } = this.inside.components;
+    roster.sendsRows(worker, vector.tables!.rowStep);
+  }
+
+  /** Row step of the newest rows that a worker was sent, on any of its connections; 0: none. */
+  rowStepSent(worker: string): number {
+    return this.inside.components.roster.rowStepSent(worker);
+  }
+
   /** A worker has a minibatch to compute, or evaluates: it needs rows. */
   isAtWork(worker: string): boolean {
     const { leases } = this.inside.components;

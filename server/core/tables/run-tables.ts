@@ -64,6 +64,8 @@ export class RunTables {
   #rowStep = 0;
   /** The row step that the worker of the staged push read. */
   #readStep = 0;
+  /** Keys of the rows that the staged push wants with its answer; null: none. */
+  #wanted: readonly Uint32Array[] | null = null;
 
   constructor(config: RunConfig) {
     this.shapes = rowShapes(config);
@@ -121,6 +123,7 @@ export class RunTables {
    */
   stage(payload: Uint8Array, rows: PushedRows | undefined): Uint8Array {
     const { bytes, wanted, encoding, step } = rows ?? NO_ROWS;
+    this.#wanted = null;
     const end = payload.length - wanted;
     const start = end - bytes;
     if (start < 0) {
@@ -133,9 +136,16 @@ export class RunTables {
       const encoded = readEncodedRows(this.shapes, payload.subarray(start, end), encoding);
       for (const [i, table] of this.#tables.entries()) table.stage(encoded[i]!, encoding);
     } else for (const table of this.#tables) table.stage(NOTHING, 'f32');
-    if (wanted > 0) this.readKeys(payload.subarray(end));
+    if (wanted > 0) this.#wanted = this.readKeys(payload.subarray(end));
     this.#readStep = step;
     return payload.subarray(0, start);
+  }
+
+  /** Keys of the rows that the last push that was staged wants with its answer, once; null: none. */
+  takeWanted(): readonly Uint32Array[] | null {
+    const wanted = this.#wanted;
+    this.#wanted = null;
+    return wanted;
   }
 
   /** @throws DownpourError DP_ROWS_INVALID: they are not valid, or their rows are too many for an answer. */
