@@ -1,4 +1,12 @@
 import { LIMITS } from '../../../shared/limits.ts';
+import {
+  keyOfPlace,
+  placeOfRow,
+  type RowShare,
+  roomOfShare,
+  rowsOfShare,
+  shardOfRow,
+} from '../../../shared/row-shards.ts';
 import type { TableConfig } from '../../../shared/tables.ts';
 
 /** Where the row of a key is kept: rows have slots, numbered from 0. */
@@ -31,20 +39,26 @@ export interface RowIndexState {
 
 const NOTHING_WAITS: RowIndexState = { waiting: [], dropped: 0 };
 
-export function createRowIndex(config: TableConfig): RowIndex {
-  return config.rows === 'hash' ? new HashIndex(config) : fixedIndex(config.rows);
+/** Most rows of a table that are kept here. */
+export function rowCapacity({ rows, rowsMax }: TableConfig, share: RowShare): number {
+  return rows === 'hash' ? roomOfShare(rowsMax, share) : rowsOfShare(rows, share);
 }
 
-/** Each key is its slot. */
-function fixedIndex(capacity: number): RowIndex {
-  const own = (key: number) => key;
+export function createRowIndex(config: TableConfig, share: RowShare): RowIndex {
+  return config.rows === 'hash' ? new HashIndex(config, share) : fixedIndex(config, share);
+}
+
+/** Each key has its slot, whatever others there are. */
+function fixedIndex(config: TableConfig, share: RowShare): RowIndex {
+  const isWhole = share.count === 1;
+  const slotOf = isWhole ? (key: number) => key : (key: number) => placeOfRow(key, share);
   return {
-    capacity,
+    capacity: rowCapacity(config, share),
     dropped: 0,
-    find: own,
-    admit: own,
-    insert: own,
-    keyOf: own,
+    find: slotOf,
+    admit: slotOf,
+    insert: slotOf,
+    keyOf: isWhole ? (slot) => slot : (slot) => keyOfPlace(slot, share),
     remove() {},
     clear() {},
     state: () => NOTHING_WAITS,
@@ -59,7 +73,10 @@ const WAITING_MAX = LIMITS.rowsWaitingMax;
 /** A map from keys to slots with open addressing: linear probing, at most half full, nothing allocated later. */
 class HashIndex implements RowIndex {
   readonly capacity: number;
+  readonly #share: RowShare;
   readonly #admitAfter: number;
+  /** Most rows that keys of pushes get. */
+  readonly #admitMax: number;
   readonly #mask: number;
   /** Slots at the places of keys, EMPTY where there is none. */
   readonly #places: Int32Array;
@@ -71,13 +88,16 @@ class HashIndex implements RowIndex {
   readonly #waiting = new Map<number, number>();
   #dropped = 0;
 
-  constructor({ rowsMax, admitAfter }: Pick<TableConfig, 'rowsMax' | 'admitAfter'>) {
-    this.capacity = rowsMax;
+  constructor(config: TableConfig, share: RowShare) {
+    const { rowsMax, admitAfter } = config;
+    this.capacity = rowCapacity(config, share);
+    this.#share = share;
     this.#admitAfter = admitAfter;
-    const places = 2 ** Math.ceil(Math.log2(2 * rowsMax));
+    this.#admitMax = rowsOfShare(rowsMax, share);
+    const places = 2 ** Math.ceil(Math.log2(2 * this.capacity));
     this.#mask = places - 1;
     this.#places = new Int32Array(places).fill(EMPTY);
-    this.#keys = new Uint32Array(rowsMax);
+    this.#keys = new Uint32Array(this.capacity);
   }
 
   get dropped(): number {
@@ -108,7 +128,7 @@ class HashIndex implements RowIndex {
     const slot = this.find(key);
     if (slot !== EMPTY) return slot;
     const seen = (this.#waiting.get(key) ?? 0) + 1;
-    if (seen >= this.#admitAfter) {
+    if (seen >= this.#admitAfter && this.#next - this.#free.length < this.#admitMax) {
       const given = this.insert(key);
       if (given !== EMPTY) {
         this.#waiting.delete(key);
@@ -169,8 +189,12 @@ class HashIndex implements RowIndex {
   }
 
   restore({ waiting, dropped }: RowIndexState): void {
+    const { index, count } = this.#share;
     this.#waiting.clear();
-    for (const [key, sightings] of waiting) this.#waiting.set(key, sightings);
-    this.#dropped = dropped;
+    for (const [key, sightings] of waiting) {
+      if (shardOfRow(key, count) === index) this.#waiting.set(key, sightings);
+    }
+    // The sum of all shards is what counts.
+    this.#dropped = index === 0 ? dropped : 0;
   }
 }

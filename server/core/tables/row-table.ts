@@ -1,6 +1,7 @@
 import { DownpourError } from '../../../shared/errors.ts';
 import { LIMITS } from '../../../shared/limits.ts';
 import { MEMORY_BYTES_MAX, Memory, regionBytes } from '../../../shared/memory.ts';
+import { ALL_ROWS, type RowShare } from '../../../shared/row-shards.ts';
 import {
   decodeRowValues,
   type EncodedRows,
@@ -17,7 +18,7 @@ import {
   RowCaptures,
   type RowTensorsOfCapture,
 } from './row-captures.ts';
-import { createRowIndex, type RowIndex, type RowIndexState } from './row-index.ts';
+import { createRowIndex, type RowIndex, type RowIndexState, rowCapacity } from './row-index.ts';
 import { createRowRule, type RowRule } from './row-rules.ts';
 import {
   type RowTensors,
@@ -100,20 +101,23 @@ export class RowTable {
     ...{ values: new Float32Array(), decay: 0 },
   };
 
-  /** @throws DownpourError DP_LAYOUT_INVALID: it is too large for one memory. */
-  constructor(name: string, config: TableConfig, seed: number) {
+  /**
+   * @param share of its rows that are here.
+   * @throws DownpourError DP_LAYOUT_INVALID: it is too large for one memory.
+   */
+  constructor(name: string, config: TableConfig, seed: number, share: RowShare = ALL_ROWS) {
     const { width, optimizer, weightDecay } = config;
     this.name = name;
     this.width = width;
     this.#config = config;
     this.#rule = createRowRule(optimizer);
     this.#stateSize = this.#rule.stateSize(width);
-    const rows = config.rows === 'hash' ? config.rowsMax : config.rows;
+    const rows = rowCapacity(config, share);
     const decaying = weightDecay > 0 ? rows : 0;
     const sizes = [4 * rows * width, 4 * rows * this.#stateSize, 8 * rows, 8 * decaying];
     const bytes = sizes.reduce((sum, size) => sum + regionBytes(size), 0);
-    if (bytes > MEMORY_BYTES_MAX) throw tooLarge(name, bytes);
-    this.#index = createRowIndex(config);
+    if (bytes > MEMORY_BYTES_MAX) throw tooLarge(name, bytes, share);
+    this.#index = createRowIndex(config, share);
     const memory = new Memory(bytes);
     const [theta, state, changed, decays] = sizes.map((size) => memory.take(size));
     this.#theta = memory.floats(theta!, rows * width);
@@ -143,7 +147,8 @@ export class RowTable {
     this.#seed = seed;
     this.#initial = createInitialRow(this.#config.initializer, seed, this.name);
     this.#index.clear();
-    this.#changed.fill(0);
+    // Pages that nobody has written to take no memory.
+    if (this.#count > 0) this.#changed.fill(0);
     this.#count = 0;
     this.#decay = 0;
     this.#began = 0;
@@ -542,8 +547,8 @@ const full = (name: string, capacity: number) =>
 
 const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 
-const tooLarge = (name: string, bytes: number) =>
+const tooLarge = (name: string, bytes: number, { count }: RowShare) =>
   new DownpourError(
     'DP_LAYOUT_INVALID',
-    `table '${name}' with the state of its optimizer takes ${gib(bytes)}; one server holds ${gib(MEMORY_BYTES_MAX)} of a table: use fewer or narrower rows, or the optimizer adagrad or sgd`,
+    `table '${name}' with the state of its optimizer takes ${gib(bytes)}${count > 1 ? ` on each of ${count} shards` : ''}; one server or shard holds ${gib(MEMORY_BYTES_MAX)} of a table: start the server with --shards ${Math.ceil((bytes * count) / (0.95 * MEMORY_BYTES_MAX))}, use fewer or narrower rows, or the optimizer adagrad or sgd`,
   );

@@ -3,6 +3,7 @@ import { DownpourError } from '../../../shared/errors.ts';
 import { STATE_PREFIX } from '../../../shared/layout.ts';
 import { LIMITS } from '../../../shared/limits.ts';
 import type { Push } from '../../../shared/protocol.ts';
+import { ALL_ROWS, mustBeOwnRows, type RowShare } from '../../../shared/row-shards.ts';
 import {
   decodeKeys,
   encodeRows,
@@ -51,13 +52,15 @@ const MODEL_MOMENT = 'model.moment';
 const MODEL_KEYS = 'model.keys';
 const MODEL_VALUES = 'model.values';
 
-/** @throws DownpourError DP_LAYOUT_INVALID: a table is too large. */
-export function createRunTables(config: RunConfig): RunTables | null {
-  return tablesOf(config) ? new RunTables(config) : null;
+/** @param share of the rows that are here. @throws DownpourError DP_LAYOUT_INVALID: a table is too large. */
+export function createRunTables(config: RunConfig, share = ALL_ROWS): RunTables | null {
+  return tablesOf(config) ? new RunTables(config, share) : null;
 }
 
 export class RunTables {
   readonly shapes: readonly RowShape[];
+  /** The rows that are here. */
+  readonly share: RowShare;
   readonly #tables: readonly RowTable[];
   readonly #pull: 'f32' | 'bf16';
   #seed: number;
@@ -67,12 +70,13 @@ export class RunTables {
   /** Keys of the rows that the staged push wants with its answer; null: none. */
   #wanted: readonly Uint32Array[] | null = null;
 
-  constructor(config: RunConfig) {
+  constructor(config: RunConfig, share: RowShare = ALL_ROWS) {
+    this.share = share;
     this.shapes = rowShapes(config);
     this.#pull = config.compression.pull;
     this.#seed = config.seed;
     this.#tables = this.shapes.map(
-      ({ name }) => new RowTable(name, config.tables![name]!, config.seed),
+      ({ name }) => new RowTable(name, config.tables![name]!, config.seed, share),
     );
   }
 
@@ -134,9 +138,12 @@ export class RunTables {
     }
     if (bytes > 0) {
       const encoded = readEncodedRows(this.shapes, payload.subarray(start, end), encoding);
-      for (const [i, table] of this.#tables.entries()) table.stage(encoded[i]!, encoding);
+      for (const [i, table] of this.#tables.entries()) {
+        mustBeOwnRows(encoded[i]!.keys, this.share, this.shapes[i]!);
+        table.stage(encoded[i]!, encoding);
+      }
     } else for (const table of this.#tables) table.stage(NOTHING, 'f32');
-    if (wanted > 0) this.#wanted = this.readKeys(payload.subarray(end));
+    if (wanted > 0) this.#wanted = this.readOwnKeys(payload.subarray(end));
     this.#readStep = step;
     return payload.subarray(0, start);
   }
@@ -146,6 +153,13 @@ export class RunTables {
     const wanted = this.#wanted;
     this.#wanted = null;
     return wanted;
+  }
+
+  /** Keys of rows that are here. @throws DownpourError DP_ROWS_INVALID: as `readKeys`, or a row is elsewhere. */
+  readOwnKeys(payload: Uint8Array): readonly Uint32Array[] {
+    const keys = this.readKeys(payload);
+    for (const [i, own] of keys.entries()) mustBeOwnRows(own, this.share, this.shapes[i]!);
+    return keys;
   }
 
   /** @throws DownpourError DP_ROWS_INVALID: they are not valid, or their rows are too many for an answer. */
