@@ -220,6 +220,8 @@ const TableFactsSchema = Type.Object({
   name: Type.String(),
   /** Rows with values of their own: those that were ever updated or given. */
   rows: N,
+  /** Those of them that began with the values of a file. */
+  pretrained: N,
   /** Gradients of rows that were dropped: their id is not admitted yet, or there is no room for it. */
   dropped: N,
 });

@@ -97,6 +97,12 @@ const TableSchema = Type.Object(
       default: 1,
       description: 'factor of the learning rate of the run; 0: the rows are never changed',
     }),
+    pretrainedRate: Type.Number({
+      minimum: 0,
+      default: 1,
+      description:
+        'additional factor of the learning rate for rows that began with the values of a file of word vectors; 0: these rows are never changed, and no gradient of them is pushed',
+    }),
     weightDecay: Type.Number({
       minimum: 0,
       default: 0,
@@ -192,7 +198,11 @@ export function tablesProblem(
   if (config.averaging.kind !== 'none') {
     return `averaging.kind is '${config.averaging.kind}' with tables (${names}); rows have no average yet: use none, or leave out tables`;
   }
-  for (const [name, { rows, admitAfter, expireAfter }] of Object.entries(tables)) {
+  for (const [name, table] of Object.entries(tables)) {
+    const { rows, admitAfter, expireAfter, pretrainedRate, weightDecay } = table;
+    if (pretrainedRate !== 1 && weightDecay > 0) {
+      return `tables.${name}.pretrainedRate is ${pretrainedRate} with weightDecay ${weightDecay}; all rows of a table decay alike: set weightDecay 0 or pretrainedRate 1`;
+    }
     if (rows === 'hash') continue;
     if (admitAfter > 1 || expireAfter !== null) {
       const field =

@@ -164,6 +164,9 @@ export class VirtualWorker {
     return this.#leases.length;
   }
 
+  /** Gives initial values beside those of the vector. */
+  protected begin(_grant: number): void {}
+
   /** Has pushed once before, in another life of the run. */
   skip(): void {
     this.#sequence++;
@@ -178,6 +181,7 @@ export class VirtualWorker {
       const values = Float32Array.from({ length: EXCHANGED + 1 }, () => draw.normal() * 0.1);
       this.#known.set(values);
       this.#place();
+      this.begin(assignment.grant);
       this.#run.call(
         { call: 'initialised', worker: this.key, grant: assignment.grant, now },
         bytesOf(this.#packed(values, EXCHANGED + 1)),

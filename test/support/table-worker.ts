@@ -37,6 +37,20 @@ export class TableWorker extends VirtualWorker {
     this.#encoding = encoding;
   }
 
+  /** The first rows of tables with a `pretrainedRate` of their own come from a file, every second one. */
+  protected override begin(grant: number): void {
+    const { shapes } = this.#its.tables!;
+    const tables = this.#its.config.tables!;
+    if (Object.values(tables).every(({ pretrainedRate }) => pretrainedRate === 1)) return;
+    const rows = shapes.map(({ name, width }): TableRows => {
+      const isGiven = tables[name]!.pretrainedRate !== 1;
+      const keys = Uint32Array.from({ length: isGiven ? 10 : 0 }, (_, i) => 2 * i);
+      return { keys, values: Float32Array.from({ length: keys.length * width }, (_, i) => i / 8) };
+    });
+    const payload = encodeRows(shapes, rows, 'f32');
+    this.#its.call({ call: 'initialRows', worker: this.key, grant }, payload);
+  }
+
   override pull(now = 0, ahead = 2): boolean {
     const had = super.pull(now, ahead);
     const { shapes, pullEncoding, rowStep } = this.#its.tables!;

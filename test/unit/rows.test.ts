@@ -164,6 +164,7 @@ describe('tables of a configuration', () => {
     expect(config.tables).toEqual({
       word: {
         ...{ rows: 10, width: 4, rowsMax: 2 ** 20, learningRate: 1, weightDecay: 0 },
+        pretrainedRate: 1,
         ...{ maxNorm: null, admitAfter: 1, expireAfter: null },
         initializer: { kind: 'uniform', limit: 0.05 },
         optimizer: { kind: 'adagrad', initialAccumulator: 0.1, epsilon: 1e-7 },
@@ -195,6 +196,10 @@ describe('tables of a configuration', () => {
     [{ tables: { word: { rows: 1, width: 1, height: 2 } } }, 'tables.word.height'],
     [{ tables: { word: { rows: 1, width: 1, admitAfter: 2 } } }, "set rows 'hash'"],
     [{ tables: { word: { rows: 1, width: 1, expireAfter: 2 } } }, "set rows 'hash'"],
+    [
+      { tables: { word: { rows: 1, width: 1, pretrainedRate: 0, weightDecay: 0.1 } } },
+      'pretrainedRate is 0 with weightDecay 0.1',
+    ],
     [{ tables: { word: { rows: 1, width: 1 } }, local: { steps: 4 } }, 'local.steps is 4'],
     [{ tables: { word: { rows: 1, width: 1 } }, averaging: { kind: 'ema' } }, 'averaging.kind'],
     [

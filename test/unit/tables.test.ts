@@ -192,6 +192,13 @@ const CONFIGS: [string, object][] = [
       more: { rows: 'hash', width: 3, admitAfter: 2, expireAfter: 12, maxNorm: 1.5 },
     },
   ],
+  [
+    'rows that began with values of a file, frozen or at a smaller rate',
+    {
+      word: { rows: 40, width: 2, pretrainedRate: 0.1 },
+      more: { rows: 'hash', width: 3, expireAfter: 12, pretrainedRate: 0 },
+    },
+  ],
 ];
 const COURSE = { evaluateEverySteps: 4, testAtEnd: false, earlyStopping: { patience: 3 } };
 const rowsOf = (run: Run) => {
@@ -247,6 +254,71 @@ describe.each(CONFIGS)('a run with tables: %s', (_, tables) => {
         expect(got.readFloatLE(i)).toBeCloseTo(expected.readFloatLE(i), 6);
       }
     }
+  });
+});
+
+describe('rows that began with the values of a file', () => {
+  const given = Float32Array.from({ length: 30 }, (_, i) => i / 8);
+  const begun = (config: object, rows: TableConfig['rows'] = 20) => {
+    const table = tableOf({ optimizer: { kind: 'sgd' }, ...config }, rows);
+    const keys = Uint32Array.from({ length: 10 }, (_, i) => i);
+    table.stage({ keys, values: new Uint8Array(given.buffer) }, 'f32');
+    table.begin(1);
+    table.resetOptimizer(1);
+    return table;
+  };
+
+  test('move by their own factor of the learning rate; the others by the whole', () => {
+    for (const [pretrainedRate, moved] of [
+      [1, 0.1],
+      [0.5, 0.05],
+      [0, 0],
+    ] as const) {
+      const table = begun({ pretrainedRate });
+      expect([table.count, table.pretrainedCount]).toEqual([10, 10]);
+      const before = read(table, [3, 15]);
+      expect(before.subarray(0, 3)).toEqual(given.subarray(9, 12));
+      push(table, 2, [3, 15], [1, 1, 1, 1, 1, 1]);
+      const after = read(table, [3, 15]);
+      for (let i = 0; i < 3; i++) {
+        expect(before[i]! - after[i]!).toBeCloseTo(moved, 6);
+        expect(before[3 + i]! - after[3 + i]!).toBeCloseTo(0.1, 6);
+      }
+    }
+  });
+
+  test('are never forgotten by a table that grows', () => {
+    const table = begun({ expireAfter: 4, rowsMax: 12 }, 'hash');
+    for (let step = 2; step <= 20; step++) push(table, step, [15], [1, 1, 1]);
+    push(table, 21, [16], [1, 1, 1]);
+    expect(read(table, ALL.slice(0, 10))).toEqual(given);
+    expect(table.pretrainedCount).toBe(10);
+    for (let step = 22; step <= 40; step++) push(table, step, [16], [1, 1, 1]);
+    expect(table.count).toBe(11);
+  });
+
+  test('are as before in a fork from any kind of checkpoint, and stay frozen there', () => {
+    const tables = { word: { rows: 40, width: 2, pretrainedRate: 0 } };
+    const run = createRun({ ...COURSE, stepsMax: 25, tables });
+    new TableWorker(run, problem).train(() => run.step >= 10 && run.best !== null);
+    const firstOf = (from: Run) => {
+      const keys = Uint32Array.from({ length: 10 }, (_, i) => 2 * i);
+      return Buffer.from(from.tables!.read([keys], 'f32', null));
+    };
+    const before = firstOf(run);
+    for (const tensors of [run.tensors(), run.finalTensors()]) {
+      const fork = Run.fork({ ...run.options, id: 'f' }, run.state(0), tensors);
+      new TableWorker(fork, problem).train(() => fork.step >= 5);
+      expect(firstOf(fork)).toEqual(before);
+      expect(fork.tables!.facts()).toMatchObject([{ pretrained: 10 }]);
+    }
+  });
+
+  test('begin anew with the file where fresh parameters are asked for', () => {
+    const table = begun({});
+    table.reset(8);
+    expect([table.count, table.pretrainedCount]).toEqual([0, 0]);
+    expect(read(table, [3])).not.toEqual(given.subarray(9, 12));
   });
 });
 

@@ -87,6 +87,12 @@ export class RowTable {
   readonly #changed: Float64Array;
   /** The sum of `#decay` up to which each row has decayed; empty: the table does not decay. */
   readonly #decays: Float64Array;
+  /**
+   * 1 for slots whose row began with the values of a file. These rows have a rate of their own and are never forgotten.
+   * Empty: no row did.
+   */
+  #pretrained = new Uint8Array();
+  #pretrainedCount = 0;
   #seed: number;
   #initial: InitialRow;
   #began = 0;
@@ -141,6 +147,11 @@ export class RowTable {
     return this.#count;
   }
 
+  /** Rows that began with the values of a file. */
+  get pretrainedCount(): number {
+    return this.#pretrainedCount;
+  }
+
   /** All rows have their initial values; captures stay as they are. */
   reset(seed: number): void {
     if (!this.#captures.isEmpty) for (const slot of this.#used()) this.#keep(slot);
@@ -149,7 +160,9 @@ export class RowTable {
     this.#index.clear();
     // Pages that nobody has written to take no memory.
     if (this.#count > 0) this.#changed.fill(0);
+    this.#pretrained = new Uint8Array();
     this.#count = 0;
+    this.#pretrainedCount = 0;
     this.#decay = 0;
     this.#began = 0;
   }
@@ -206,7 +219,7 @@ export class RowTable {
    */
   apply(update: TableUpdate): boolean {
     const { rowStep, rate, clip, scaleOf, readStep } = update;
-    const { learningRate, weightDecay, maxNorm, expireAfter } = this.#config;
+    const { learningRate, pretrainedRate, weightDecay, maxNorm, expireAfter } = this.#config;
     const { width } = this;
     this.#begin();
     if (learningRate === 0) return true;
@@ -221,12 +234,14 @@ export class RowTable {
       const key = this.#keys[i]!;
       const slot = this.#index.admit(key);
       if (slot < 0) continue;
+      const factor = this.#isPretrained(slot) ? pretrainedRate : 1;
+      if (factor === 0) continue;
       const last = this.#changed[slot]!;
       this.#touch(slot, key, rowStep);
       const isNew = last <= this.#began;
       const stateAt = slot * this.#stateSize;
       if (isNew) this.#state.fill(this.#rule.initial, stateAt, stateAt + this.#stateSize);
-      step.rate = own * scaleOf(Math.max(0, last - readStep));
+      step.rate = own * factor * scaleOf(Math.max(0, last - readStep));
       step.age = isNew ? 0 : rowStep - last;
       const from = { values: this.#gradients, at: i * width, width };
       this.#rule.update(this.#theta, slot * width, from, this.#state, stateAt, step);
@@ -407,16 +422,30 @@ export class RowTable {
     this.#mark(slot, 0);
   }
 
-  /** Rows that are staged begin with these values instead of those of the initializer. @throws DownpourError DP_LAYOUT_INVALID. */
-  begin(rowStep: number): void {
+  /**
+   * Rows that are staged begin with these values instead of those of the initializer.
+   * @param arePretrained the values are those of a file. @throws DownpourError DP_LAYOUT_INVALID.
+   */
+  begin(rowStep: number, arePretrained = true): void {
     const { width } = this;
     for (const [i, key] of this.#keys.entries()) {
       const slot = this.#index.insert(key);
       if (slot < 0) throw full(this.name, this.#index.capacity);
       this.#theta.set(this.#gradients.subarray(i * width, (i + 1) * width), slot * width);
       this.#mark(slot, rowStep);
+      if (arePretrained) this.#markPretrained(slot);
       if (this.#decays.length > 0) this.#decays[slot] = this.#decay;
     }
+  }
+
+  #isPretrained(slot: number): boolean {
+    return this.#pretrainedCount > 0 && this.#pretrained[slot] === 1;
+  }
+
+  #markPretrained(slot: number): void {
+    if (this.#pretrainedCount === 0) this.#pretrained = new Uint8Array(this.#changed.length);
+    this.#pretrainedCount += 1 - this.#pretrained[slot]!;
+    this.#pretrained[slot] = 1;
   }
 
   /** Rows that were in no push for too long are as if they had never been. */
@@ -424,7 +453,7 @@ export class RowTable {
     const { expireAfter } = this.#config;
     for (let slot = 0; slot < this.#changed.length; slot++) {
       const last = this.#changed[slot]!;
-      if (last === 0 || rowStep - last <= expireAfter!) continue;
+      if (last === 0 || rowStep - last <= expireAfter! || this.#isPretrained(slot)) continue;
       this.#keep(slot);
       this.#remove(slot, this.#index.keyOf(slot));
     }
@@ -455,7 +484,14 @@ export class RowTable {
       state: copy(state),
       changed: copy(splitDoubles(of(this.#changed))),
       decays: copy(splitDoubles(this.#decays.length > 0 ? of(this.#decays) : new Float64Array())),
+      pretrained: copy(this.#flagsOf(slots)),
     };
+  }
+
+  /** @returns empty: no row is pretrained. */
+  #flagsOf(slots: readonly number[]): Float32Array {
+    if (this.#pretrainedCount === 0) return new Float32Array();
+    return Float32Array.from(slots, (slot) => this.#pretrained[slot] ?? 0);
   }
 
   #used(): number[] {
@@ -464,7 +500,10 @@ export class RowTable {
     return slots;
   }
 
-  restore(state: RowTableState, { keys, values, state: own, changed, decays }: RowTensors): void {
+  restore(
+    state: RowTableState,
+    { keys, values, state: own, changed, decays, pretrained }: RowTensors,
+  ): void {
     this.#began = state.began;
     this.#decay = state.decay;
     const { width } = this;
@@ -478,12 +517,13 @@ export class RowTable {
       this.#state.set(own.subarray(i * size, (i + 1) * size), slot * size);
       this.#mark(slot, steps[i]!);
       if (this.#decays.length > 0) this.#decays[slot] = sums[i]!;
+      if (pretrained[i] === 1) this.#markPretrained(slot);
     }
     this.#index.restore(state.index);
   }
 
   /** All rows that have values of their own, now or at a capture, as they are when they are read. */
-  rows(id: number | null): TableRows & { readonly at: CaptureMoment } {
+  rows(id: number | null): RowsAtMoment {
     const then = id === null ? null : this.#captures.of(id);
     const own = this.#used().filter((slot) => !then || this.#changed[slot]! <= then.at.rowStep);
     const kept = [...(then?.rows ?? [])].flatMap(([key, row]) => (row ? key : []));
@@ -492,7 +532,8 @@ export class RowTable {
     const values = new Float32Array(keys.length * this.width);
     this.read(keys, id, values);
     const now = { rowStep: 0, decay: this.#decay, seed: this.#seed };
-    return { keys, values, at: then?.at ?? now };
+    const slots = Array.from(keys, (key) => this.#index.find(key));
+    return { keys, values, at: then?.at ?? now, pretrained: this.#flagsOf(slots) };
   }
 
   /**
@@ -501,14 +542,17 @@ export class RowTable {
   adopt(
     at: Omit<CaptureMoment, 'rowStep'>,
     keys: readonly number[],
-    values: Float32Array,
+    { values, pretrained }: Pick<RowTensors, 'values' | 'pretrained'>,
     rowStep: number,
   ): void {
     this.reset(at.seed);
     this.#decay = at.decay;
     this.#keys = Uint32Array.from(keys);
     this.#gradients = values;
-    this.begin(rowStep);
+    this.begin(rowStep, false);
+    for (const [i, key] of keys.entries()) {
+      if (pretrained[i] === 1) this.#markPretrained(this.#index.find(key));
+    }
     this.#gradients = new Float32Array();
   }
 
@@ -537,6 +581,13 @@ function copyRow(
   count: number,
 ): void {
   for (let i = 0; i < count; i++) to[toAt + i] = from[fromAt + i]!;
+}
+
+/** All rows of a table that have values of their own. */
+export interface RowsAtMoment extends TableRows {
+  readonly at: CaptureMoment;
+  /** As in `RowTensors`. */
+  readonly pretrained: Float32Array;
 }
 
 const full = (name: string, capacity: number) =>

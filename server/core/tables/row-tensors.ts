@@ -13,6 +13,8 @@ export interface RowTensors {
   readonly changed: Float32Array;
   /** Shape [n, 3]: the sum of the three; empty: the table does not decay. */
   readonly decays: Float32Array;
+  /** 1 for rows that began with the values of a file, shape [n]; empty: none did. */
+  readonly pretrained: Float32Array;
 }
 
 const LOW = 2 ** 16;

@@ -45,12 +45,13 @@ export interface RunTablesState {
 }
 
 const PREFIX = `${STATE_PREFIX}table.`;
-const FIELDS = ['keys', 'values', 'state', 'changed', 'decays'] as const;
+const FIELDS = ['keys', 'values', 'state', 'changed', 'decays', 'pretrained'] as const;
 const BEST_ROWS = 'best';
 const EVALUATED_ROWS = 'evaluated';
 const MODEL_MOMENT = 'model.moment';
 const MODEL_KEYS = 'model.keys';
 const MODEL_VALUES = 'model.values';
+const MODEL_PRETRAINED = 'model.pretrained';
 
 /** @param share of the rows that are here. @throws DownpourError DP_LAYOUT_INVALID: a table is too large. */
 export function createRunTables(config: RunConfig, share = ALL_ROWS): RunTables | null {
@@ -85,9 +86,11 @@ export class RunTables {
     return this.#rowStep;
   }
 
-  /** Rows with values of their own, and gradients that were dropped since their key has no row, of each table. */
-  facts(): { name: string; rows: number; dropped: number }[] {
-    return this.#tables.map(({ name, count: rows, dropped }) => ({ name, rows, dropped }));
+  /** Rows with values of their own, those of them that began with values of a file, and gradients that were dropped since their key has no row, of each table. */
+  facts(): { name: string; rows: number; pretrained: number; dropped: number }[] {
+    return this.#tables.map(({ name, count: rows, pretrainedCount: pretrained, dropped }) => ({
+      ...{ name, rows, pretrained, dropped },
+    }));
   }
 
   /** Fresh parameters are asked for: all rows begin anew. */
@@ -289,12 +292,15 @@ export class RunTables {
   /** The rows by themselves, as a model has them: keys and values of those that were ever changed. @param capture null: now. */
   named(capture: number | null, copy: CopyVector): NamedTensor[] {
     return this.#tables.flatMap((table) => {
-      const { keys, values, at } = table.rows(capture);
+      const { keys, values, at, pretrained } = table.rows(capture);
       const moment = splitDoubles(Float64Array.of(at.decay, at.seed));
       return [
         flatTensor(nameOf(table.name, MODEL_MOMENT), copy(moment)),
         flatTensor(nameOf(table.name, MODEL_KEYS), copy(splitKeys([...keys]))),
         flatTensor(nameOf(table.name, MODEL_VALUES), copy(values)),
+        ...(pretrained.length > 0
+          ? [flatTensor(nameOf(table.name, MODEL_PRETRAINED), copy(pretrained))]
+          : []),
       ];
     });
   }
@@ -324,7 +330,8 @@ export class RunTables {
         const [decay = 0, seed] = moment;
         // The other run had no such table.
         if (seed === undefined) continue;
-        table.adopt({ decay, seed }, wholeKeys(split), values, this.#rowStep);
+        const pretrained = found(tensors, nameOf(table.name, MODEL_PRETRAINED));
+        table.adopt({ decay, seed }, wholeKeys(split), { values, pretrained }, this.#rowStep);
       }
     }
     this.resetOptimizer();
@@ -371,7 +378,10 @@ function rowsOf({ name, width }: RowTable, tensors: readonly NamedTensor[]): Row
   const of = (field: keyof RowTensors) => found(tensors, nameOf(name, field));
   const keys = of('keys');
   const values = taken(tensors, nameOf(name, 'values'), keys, width);
-  return { keys, values, state: of('state'), changed: of('changed'), decays: of('decays') };
+  return {
+    ...{ keys, values, state: of('state'), changed: of('changed') },
+    ...{ decays: of('decays'), pretrained: of('pretrained') },
+  };
 }
 
 const EMPTY = new Float32Array();
