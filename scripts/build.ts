@@ -40,6 +40,7 @@ const ENTRIES: Readonly<Record<string, string>> = {
   'shard-thread': 'server/shards/thread.js',
   'checkpoint-thread': 'server/checkpoints/thread.js',
   'picture-thread': 'worker/data/pictures/thread.js',
+  'read-thread': 'worker/data/reads/thread.js',
   'join-program': 'cli/bundles/join-program.js',
 };
 

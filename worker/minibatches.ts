@@ -12,6 +12,8 @@ interface LeaseReading {
   readonly lease: Lease;
   readonly minibatch: Promise<Minibatch>;
   readonly stopping: AbortController;
+  /** What the minibatch was put into, once it has come. */
+  room?: Minibatch | undefined;
 }
 
 /** The examples of leases. Those of arrays are gathered into the same memory again and again. */
@@ -25,6 +27,10 @@ export class Minibatches {
   #ready: { readonly lease: Lease; readonly minibatch: Minibatch } | null = null;
   /** Reads of a source that are under way, oldest first. */
   #readings: LeaseReading[] = [];
+  /** The last two that were taken: their memory may still be a tensor's. */
+  readonly #taken: LeaseReading[] = [];
+  /** Memory of minibatches of a source that nobody needs any more. */
+  readonly #free: Minibatch[] = [];
 
   /** @param signal aborted: nothing is read any more. */
   constructor(seed: number, prepared: PreparedData, signal?: AbortSignal) {
@@ -52,7 +58,10 @@ export class Minibatches {
     if (this.areRead) {
       this.#readAhead(lease);
       const at = this.#readings.findIndex((each) => isSame(each.lease, lease));
-      return this.#readings.splice(at, 1)[0]!.minibatch;
+      const [reading] = this.#readings.splice(at, 1) as [LeaseReading];
+      this.#taken.push(reading);
+      if (this.#taken.length > 2) this.#release(this.#taken.shift()!);
+      return reading.minibatch;
     }
     const ready = this.#isReady(lease) ? this.#ready : null;
     this.#ready = null;
@@ -73,14 +82,33 @@ export class Minibatches {
       ? AbortSignal.any([this.#signal, stopping.signal])
       : stopping.signal;
     const rows = this.#examplesOf(lease);
-    const minibatch = Promise.resolve(collect(this.#prepared, lease.part, rows, { signal }));
-    // Who takes it is told; nobody may.
-    minibatch.catch(() => {});
-    this.#readings.push({ lease, minibatch, stopping });
+    let used: Minibatch | undefined;
+    const into = () => (used = this.#free.pop());
+    const collected = collect(this.#prepared, lease.part, rows, { signal, into });
+    const minibatch = Promise.resolve(collected);
+    const reading: LeaseReading = { lease, minibatch, stopping };
+    minibatch.then(
+      (each) => {
+        // The last minibatch of an epoch is a view of a larger room, which stays.
+        reading.room = used && used.inputs.length > each.inputs.length ? used : each;
+        if (stopping.signal.aborted) this.#release(reading);
+      },
+      // Who takes it is told; nobody may.
+      () => {},
+    );
+    this.#readings.push(reading);
     // The oldest leases that nobody has taken are another worker's by now.
     while (this.#readings.length > READ_AHEAD) {
-      this.#readings.shift()!.stopping.abort(new Error('the lease was given to another worker'));
+      const old = this.#readings.shift()!;
+      old.stopping.abort(new Error('the lease was given to another worker'));
+      this.#release(old);
     }
+  }
+
+  #release(reading: LeaseReading): void {
+    const { room } = reading;
+    reading.room = undefined;
+    if (room && !room.fields) this.#free.push(room);
   }
 
   #isReady(lease: Lease): boolean {

@@ -1,6 +1,8 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { LIMITS } from '../../shared/limits.ts';
+import { ownModule } from '../../shared/own-files.ts';
 import { corrupt, isGzip, unreadable } from './files.ts';
+import { ThreadPool } from './thread-pool.ts';
 
 /**
  * A file that is read by position: of any size, a few bytes at a time. It is open only while it is read, so nothing needs
@@ -16,8 +18,34 @@ export interface ByteRange {
 
 /** Ranges nearer to each other are read at once: a read costs as much as this many bytes more. */
 const GAP_BYTES = 16 * 1024;
-/** Reads under way at a time. */
-const TOGETHER = 8;
+
+interface ReadTask {
+  readonly path: string;
+  /** As the file was when it was opened. */
+  readonly version: string;
+  /** The byte at which each range begins, and its length, one after the other. */
+  readonly spans: Float64Array;
+}
+
+type ReadAnswer =
+  /** The bytes of all ranges, one after the other. */
+  | { readonly bytes: ArrayBuffer }
+  /** The version that the file has now. */
+  | { readonly changed: string }
+  /** The byte at which it ends, before a range does. */
+  | { readonly ended: number }
+  | { readonly failed: NodeJS.ErrnoException };
+
+/**
+ * One thread reads for all sources of a process: 64 examples are 64 small reads, and each one that this thread awaited
+ * would take 40 µs of it.
+ */
+const readers = new ThreadPool<ReadTask, ReadAnswer>({
+  module: ownModule('read-thread', new URL('./reads/thread.js', import.meta.url)),
+  count: 1,
+  work: 'reads files',
+  execArgv: [],
+});
 
 export class PositionedFile {
   readonly path: string;
@@ -75,45 +103,37 @@ export class PositionedFile {
     take: (bytes: Buffer, i: number) => void,
     signal?: AbortSignal,
   ): Promise<void> {
-    const spans = spansOf(ranges);
-    await opened(this.path, async (handle) => {
-      this.#mustBeSame(versionOf(await handle.stat()));
-      for (let from = 0; from < spans.length; from += TOGETHER) {
-        signal?.throwIfAborted();
-        await Promise.all(
-          spans.slice(from, from + TOGETHER).map(async ({ start, length, parts }) => {
-            const bytes = await this.#fill(handle, start, length);
-            for (const i of parts) {
-              const at = ranges[i]!.start - start;
-              take(bytes.subarray(at, at + ranges[i]!.length), i);
-            }
-          }),
-        );
+    for (const spans of tasksOf(spansOf(ranges))) {
+      signal?.throwIfAborted();
+      const bytes = await this.#read(spans);
+      let at = 0;
+      for (const { start, length, parts } of spans) {
+        for (const i of parts) {
+          const from = at + ranges[i]!.start - start;
+          take(bytes.subarray(from, from + ranges[i]!.length), i);
+        }
+        at += length;
       }
-      this.#mustBeSame(versionOf(await handle.stat()));
-    });
-  }
-
-  async #fill(handle: FileHandle, start: number, length: number): Promise<Buffer> {
-    const bytes = Buffer.allocUnsafeSlow(length);
-    for (let at = 0; at < length; ) {
-      const { bytesRead } = await handle.read(bytes, at, length - at, start + at);
-      if (bytesRead === 0) {
-        throw corrupt(
-          this.path,
-          `it ends at byte ${start + at}, before ${start + length}: it is truncated; fetch it again`,
-        );
-      }
-      at += bytesRead;
     }
-    return bytes;
+    signal?.throwIfAborted();
   }
 
-  #mustBeSame(version: string): void {
-    if (version === this.version) return;
+  /** The bytes of all spans, one after the other. */
+  async #read(spans: readonly ByteRange[]): Promise<Buffer> {
+    const { path, version } = this;
+    const numbers = Float64Array.from(spans.flatMap(({ start, length }) => [start, length]));
+    const answer = await readers.run({ path, version, spans: numbers }, [numbers.buffer]);
+    if ('bytes' in answer) return Buffer.from(answer.bytes);
+    if ('failed' in answer) throw unreadable(path, answer.failed);
+    if ('ended' in answer) {
+      throw corrupt(
+        path,
+        `it ends at byte ${answer.ended}, before a range of it does: it is truncated; fetch it again`,
+      );
+    }
     throw corrupt(
-      this.path,
-      `it has changed since it was opened (size and time of change: ${this.version} then, ${version} now). The examples of a run must stay the same: start the worker again when nothing writes to the file any more`,
+      path,
+      `it has changed since it was opened (size and time of change: ${version} then, ${answer.changed} now). The examples of a run must stay the same: start the worker again when nothing writes to the file any more`,
     );
   }
 }
@@ -162,4 +182,19 @@ function spansOf(ranges: readonly ByteRange[]): ReadSpan[] {
     } else spans.push({ start, length, parts: [i] });
   }
   return spans;
+}
+
+/** Spans that are read together: memory for them is taken at once. */
+function* tasksOf(spans: readonly ReadSpan[]): Generator<readonly ReadSpan[], void> {
+  let from = 0;
+  let bytes = 0;
+  for (const [i, { length }] of spans.entries()) {
+    if (i > from && bytes + length > LIMITS.readBytesMax) {
+      yield spans.slice(from, i);
+      from = i;
+      bytes = 0;
+    }
+    bytes += length;
+  }
+  if (from < spans.length) yield spans.slice(from);
 }

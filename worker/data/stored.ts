@@ -53,8 +53,8 @@ export async function examplesAt(
 }
 
 export interface CollectOptions {
-  /** As for `gather`; a part that is read from a source has no use for it. */
-  readonly into?: Minibatch | undefined;
+  /** As for `gather`; a part that is read from a source asks for it when its examples have come. */
+  readonly into?: Minibatch | undefined | (() => Minibatch | undefined);
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -68,14 +68,16 @@ export function collect(
   indices: Int32Array | readonly number[],
   { into, signal }: CollectOptions = {},
 ): Minibatch | Promise<Minibatch> {
-  if (!prepared.train.stored) return gather(prepared, part, indices, into);
-  return collectStored(prepared, part, Int32Array.from(indices), signal);
+  const roomOf = () => (typeof into === 'function' ? into() : into);
+  if (!prepared.train.stored) return gather(prepared, part, indices, roomOf());
+  return collectStored(prepared, part, Int32Array.from(indices), roomOf, signal);
 }
 
 async function collectStored(
   prepared: PreparedData,
   part: LeasePart,
   indices: Int32Array,
+  roomOf: () => Minibatch | undefined,
   signal: AbortSignal | undefined,
 ): Promise<Minibatch> {
   const { first, second } = partsFor(prepared, part);
@@ -92,15 +94,14 @@ async function collectStored(
         signal,
       ),
   ]);
-  if (!validation)
-    return gather(
-      { ...prepared, train },
-      'train',
-      indices.map((_, i) => i),
-    );
+  signal?.throwIfAborted();
+  if (!validation) {
+    const all = indices.map((_, i) => i);
+    return gather({ ...prepared, train }, 'train', all, roomOf());
+  }
   let [a, b] = [0, inFirst.length];
   const places = indices.map((index) => (index < first.count ? a++ : b++));
-  return gather({ ...prepared, train, validation }, 'trainAndValidation', places);
+  return gather({ ...prepared, train, validation }, 'trainAndValidation', places, roomOf());
 }
 
 /** Closes the sources of some data, each once. What goes wrong is told: nobody can do anything about it any more. */

@@ -93,9 +93,10 @@ export async function arraySource(
     key: JSON.stringify(arrays.map(([name, , { file }]) => [name, file.path, file.version])),
     fields: Object.fromEntries(entries),
     async read(indices, { signal }) {
-      const rows: Record<string, Column['values']> = {};
-      for (const [name, , array] of arrays) rows[name] = await readRows(array, indices, signal);
-      return rows;
+      // All at once: while a step is computed nothing that has come can ask for the next.
+      const rows = arrays.map(([, , array]) => readRows(array, indices, signal));
+      const values = await Promise.all(rows);
+      return Object.fromEntries(arrays.map(([name], i) => [name, values[i]!]));
     },
   };
 }
