@@ -7,12 +7,12 @@ import { collect } from './data/stored.ts';
 import type { Model } from './model.ts';
 import { nextTurn } from './turn.ts';
 
-/** Means over the examples of a part; null: not finite. */
+/** Means over the examples of a part, and metrics of the whole part; null: not finite. */
 export interface EvaluationResult {
   readonly loss: number | null;
   readonly error: number | null;
   readonly examples: number;
-  /** Null: not finite for some minibatch. */
+  /** Null: not finite for some minibatch, or for the part. */
   readonly metrics: Readonly<Record<string, number | null>>;
 }
 
@@ -78,6 +78,7 @@ async function measure(
   const batchSize = batchSizeOf(prepared);
   const sums = { loss: 0, error: 0 };
   const metrics = new Map<string, number>();
+  const each = model.partMetrics.map(({ width }) => new Float32Array(width * examples));
   let batch: Minibatch | undefined;
   const rowsFrom = (start: number) =>
     Int32Array.from({ length: Math.min(batchSize, examples - start) }, (_, i) =>
@@ -98,6 +99,9 @@ async function measure(
     for (const [name, value] of Object.entries(measured.metrics)) {
       metrics.set(name, (metrics.get(name) ?? 0) + value * count);
     }
+    measured.each.forEach((values, i) => {
+      each[i]!.set(values, start * model.partMetrics[i]!.width);
+    });
     // Lets the connection breathe: a part can take longer than the server's patience.
     await nextTurn();
   }
@@ -106,7 +110,10 @@ async function measure(
     loss: mean(sums.loss),
     error: mean(sums.error),
     examples,
-    metrics: Object.fromEntries([...metrics].map(([name, sum]) => [name, mean(sum)])),
+    metrics: Object.fromEntries([
+      ...[...metrics].map(([name, sum]) => [name, mean(sum)]),
+      ...model.partMetrics.map(({ name, over }, i) => [name, measuredOf(over(each[i]!))]),
+    ]),
   };
 }
 

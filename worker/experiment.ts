@@ -19,6 +19,7 @@ import type { Standardise } from './data/transform.ts';
 import type { Draws } from './draws.ts';
 import { type FieldRules, fieldProblems, isRecord } from './fields.ts';
 import type { Objective, ObjectiveArguments, ObjectiveModel } from './objective.ts';
+import { PART_METRICS, type PartMetricName } from './part-metrics.ts';
 import { PRETRAINED_FIELDS, PRETRAINED_GROUP, type Pretrained } from './pretrained/pretrained.ts';
 import type { LayersModel, Scalar, Tensor, Tf, Variable } from './tf.ts';
 
@@ -162,9 +163,12 @@ export type LossName =
  * The mean over the examples of a minibatch: one number, or one for each example, of which the mean is taken.
  * Targets that are as many numbers as the predictions and have another shape ([n] and [n, 1]) come in the shape of
  * the predictions where the function would else compare each target with each prediction. Evaluations take the
- * mean over minibatches, each weighed by its examples: exact for means, close to it for others (R², AUC).
+ * mean over minibatches, each weighed by its examples: exact for means, close to it for others. A metric that is no mean
+ * has a name (`PartMetricName`).
  */
 export type Measure = (targets: Tensor, predictions: Tensor) => Tensor;
+
+export type GivenMetric = Measure | PartMetricName;
 
 /** A table of rows, as `tables` of the configuration has it; what is left out has its default. */
 export type GivenTable = NonNullable<PartialConfig['tables']>[string];
@@ -206,8 +210,8 @@ export interface Experiment {
    * evaluations have the targets as they are. A function of the hyperparameters makes it searchable.
    */
   readonly labelSmoothing?: number | ((hyperparameters: Hyperparameters) => number);
-  /** Reported by evaluations, by name. */
-  readonly metrics?: Readonly<Record<string, Measure | Readonly<Record<string, Measure>>>>;
+  /** Reported by evaluations, by name: functions, or `'auc'`, `'rmse'`, `'r2'`, which are computed over the whole part. */
+  readonly metrics?: Readonly<Record<string, GivenMetric | Readonly<Record<string, GivenMetric>>>>;
   /**
    * What an evaluation reports as the error, better when lower. Default: the share of examples
    * answered wrongly for the cross-entropies, else the loss.
@@ -252,6 +256,8 @@ const NO_LOSS = {
   test: (value: unknown) => value === undefined,
 };
 
+// A text that is no name of a metric is refused where the metric is known by its own name.
+const isMetric = (value: unknown) => isFunction(value) || typeof value === 'string';
 const isLoss = (value: unknown) => isFunction(value) || LOSSES.includes(value as string);
 const isError = (value: unknown) =>
   isFunction(value) || value === 'misclassification' || value === 'loss';
@@ -320,11 +326,10 @@ const FIELDS: FieldRules<keyof Experiment> = {
     test: (v) => v === undefined || isFunction(v) || (typeof v === 'number' && v >= 0 && v < 1),
   },
   metrics: {
-    allowed: 'an object of functions (targets, predictions)',
+    allowed: `an object of functions (targets, predictions) and names of metrics (${PART_METRICS})`,
     test: (v) =>
       v === undefined ||
-      (isRecord(v) &&
-        Object.values(v).every((each) => isFunction(each) || isByName(each, isFunction))),
+      (isRecord(v) && Object.values(v).every((each) => isMetric(each) || isByName(each, isMetric))),
   },
   error: {
     allowed:

@@ -18,6 +18,7 @@ import { minibatchMean } from './minibatch-value.ts';
 import { type DataShape, invalid, targetLike, targetsOf } from './model/data-shape.ts';
 import type { Instance } from './model/instance.ts';
 import type { Tensors } from './model/tensors.ts';
+import { type PartMetric, type PartMetricName, partMetric } from './part-metrics.ts';
 import { type Tensor, tf } from './tf.ts';
 
 /**
@@ -32,10 +33,18 @@ export interface Measures {
   readonly trainingLoss: InnerMeasure;
   readonly error: InnerMeasure;
   readonly metrics: readonly (readonly [name: string, measure: InnerMeasure])[];
+  /** Metrics that need all examples of a part. */
+  readonly ofParts: readonly InnerPartMetric[];
 }
 
 /** Like `Measure`; targets and predictions of several outputs are by name. */
 export type InnerMeasure = (targets: Tensors, predictions: Tensors) => Tensor;
+
+/** Like `PartMetric`. */
+export interface InnerPartMetric extends Omit<PartMetric, 'each'> {
+  readonly name: string;
+  readonly each: InnerMeasure;
+}
 
 /**
  * @param outputShape of one example's predictions; of several outputs, by name.
@@ -71,7 +80,7 @@ export async function measuresOf(
 }
 
 type OneError = Exclude<Experiment['error'], Readonly<Record<string, unknown>>>;
-type OwnMetrics = Readonly<Record<string, Measure>> | undefined;
+type OwnMetrics = Readonly<Record<string, Measure | PartMetricName>> | undefined;
 type Shapes2 = Readonly<Record<string, readonly number[]>>;
 
 interface OneOutput {
@@ -99,10 +108,13 @@ async function measuresOfOne(
         ? loss
         : misclassification(given, data, outputShape);
   const own: [string, Measure][] = [];
+  const ofParts: (PartMetric & { name: string })[] = [];
   for (const [name, metric] of Object.entries(metrics)) {
-    own.push([name, await ownMeasure(`${where}metric '${name}'`, metric, shapes)]);
+    if (typeof metric === 'string') {
+      ofParts.push({ name, ...partMetric(name, metric, data, outputShape, where) });
+    } else own.push([name, await ownMeasure(`${where}metric '${name}'`, metric, shapes)]);
   }
-  return { loss, trainingLoss, error, metrics: own } as unknown as Measures;
+  return { loss, trainingLoss, error, metrics: own, ofParts } as unknown as Measures;
 }
 
 /** The loss is the weighted sum of those of the outputs, which are metrics by their own. */
@@ -122,6 +134,7 @@ async function measuresOfOutputs(
   }
   const parts: { name: string; weight: number; own: Measures; counts: boolean }[] = [];
   const all: [string, InnerMeasure][] = [];
+  const ofParts: InnerPartMetric[] = [];
   for (const target of targets) {
     const { name } = target;
     const loss = losses[name]!;
@@ -129,7 +142,7 @@ async function measuresOfOutputs(
     const given = metrics[name];
     if (given !== undefined && !isRecord(given)) {
       throw invalid(
-        `metrics has a function for the output '${name}'; give an object: metrics: { ${name}: { name: (targets, predictions) => … } }`,
+        `metrics has ${typeof given === 'string' ? `'${given}'` : 'a function'} for the output '${name}'; give an object: metrics: { ${name}: { ${typeof given === 'string' ? `${given}: '${given}'` : 'name: (targets, predictions) => …'} } }`,
       );
     }
     const asked = isRecord(error) ? (error as Record<string, OneError>)[name] : undefined;
@@ -145,11 +158,15 @@ async function measuresOfOutputs(
     all.push([`${name}/loss`, at(own.loss)]);
     if (own.error !== own.loss) all.push([`${name}/error`, at(own.error)]);
     for (const [metric, measure] of own.metrics) all.push([`${name}/${metric}`, at(measure)]);
+    for (const metric of own.ofParts) {
+      ofParts.push({ ...metric, name: `${name}/${metric.name}`, each: at(metric.each) });
+    }
   }
-  const tooLong = all.find(([name]) => name.length > 64);
-  if (tooLong || all.length > METRICS_MAX) {
+  const told = [...all.map(([name]) => name), ...ofParts.map(({ name }) => name)];
+  const longest = told.reduce((a, b) => (b.length > a.length ? b : a));
+  if (longest.length > 64 || told.length > METRICS_MAX) {
     throw invalid(
-      `the outputs have ${all.length} metrics, of which the longest name is '${(tooLong ?? all[0]!)[0]}'; at most ${METRICS_MAX} metrics with names of 64 characters are allowed: each output has its loss, its error and its own`,
+      `the outputs have ${told.length} metrics, of which the longest name is '${longest}'; at most ${METRICS_MAX} metrics with names of 64 characters are allowed: each output has its loss, its error and its own`,
     );
   }
   const sum = (of: 'loss' | 'trainingLoss'): InnerMeasure => {
@@ -164,7 +181,7 @@ async function measuresOfOutputs(
   const loss = sum('loss');
   const [chosen] = isRecord(error) ? Object.keys(error) : [];
   return {
-    ...{ loss, trainingLoss: sum('trainingLoss'), metrics: all },
+    ...{ loss, trainingLoss: sum('trainingLoss'), metrics: all, ofParts },
     error:
       chosen === undefined
         ? loss

@@ -43,6 +43,8 @@ export interface MinibatchMeasures {
   readonly loss: number;
   readonly error: number;
   readonly metrics: Readonly<Record<string, number>>;
+  /** What metrics over a part need, in the order of `Model.partMetrics`: shape [n, width] each, the caller's. */
+  readonly each: readonly Float32Array[];
 }
 
 /** n examples' values, row-major: shape[0] is n. */
@@ -109,6 +111,8 @@ export interface Model {
    * @param seed of random numbers that an experiment draws in evaluations: the same for the same examples.
    */
   measure(minibatch: Minibatch, seed?: number): Promise<MinibatchMeasures>;
+  /** Metrics that need all examples of a part. */
+  readonly partMetrics: Goal['ofParts'];
   /** An objective returns the gradients: they need not be those of the loss. */
   readonly givesGradients: boolean;
   /** Losses of regularised layers at the parameters loaded: what a step's gradient has beside its loss. */
@@ -343,6 +347,10 @@ class BuiltModel implements Model {
     return this.#instance.architecture;
   }
 
+  get partMetrics(): Goal['ofParts'] {
+    return this.#goal.ofParts;
+  }
+
   get givesGradients(): boolean {
     return this.#goal.givesGradients;
   }
@@ -424,13 +432,21 @@ class BuiltModel implements Model {
         const fields = fieldTensors(minibatch, this.#data);
         const [instance, { step }] = [this.#instance, this.#parameters];
         const measured = this.#goal.measure({ instance, fields, noise: drawNoise, step });
-        names = measured.map(([name]) => name);
-        return tf.stack(measured.map(([, value]) => tf.cast(value, 'float32')));
+        names = measured.means.map(([name]) => name);
+        const all = [...measured.means.map(([, value]) => value), ...measured.each];
+        return tf.concat(all.map((value) => tf.reshape(tf.cast(value, 'float32'), [-1])));
       }),
     );
-    const [loss, error, ...metrics] = await read(flat);
-    const named = names.slice(2).map((name, i) => [name, metrics[i]!]);
-    return { loss: loss!, error: error!, metrics: Object.fromEntries(named) };
+    const values = await read(flat);
+    const named = names.slice(2).map((name, i) => [name, values[i + 2]!]);
+    const count = countOf(minibatch, this.#data);
+    let at = names.length;
+    const each = this.partMetrics.map(({ width }) => {
+      const start = at;
+      at += width * count;
+      return values.slice(start, at);
+    });
+    return { loss: values[0]!, error: values[1]!, metrics: Object.fromEntries(named), each };
   }
 
   async penalty(): Promise<number> {

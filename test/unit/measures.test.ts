@@ -294,6 +294,98 @@ describe('metrics of the user', () => {
     expect(metrics.constructor).toBeCloseTo(all.reduce((a, b) => a + b, 0) / COUNT, 4);
   });
 
+  describe('that are no means', () => {
+    const yes = Int32Array.from(inputs, (x, i) => (x + Math.sin(3 * i) > 0.2 ? 1 : 0));
+    const two = (shape: readonly number[], classCount?: number) =>
+      prepareData(
+        {
+          train: {
+            count: COUNT,
+            inputs: { values: inputs.map((x) => Math.round(4 * x)), shape: [COUNT, 1] },
+            targets: { values: classCount ? yes : Float32Array.from(yes), shape },
+          },
+          ...(classCount && { classCount }),
+          source: 'two classes',
+        },
+        { seed: 1, validationFraction: 0.5, standardise: 'none' },
+      );
+    /** Every pair of a yes and a no. A tie is half of one in order. */
+    const pairsInOrder = (scores: readonly number[], truth: readonly number[]) => {
+      let [inOrder, all] = [0, 0];
+      for (const [i, a] of scores.entries()) {
+        for (const [j, b] of scores.entries()) {
+          if (truth[i] !== 1 || truth[j] !== 0) continue;
+          all++;
+          inOrder += a > b ? 1 : a === b ? 0.5 : 0;
+        }
+      }
+      return inOrder / all;
+    };
+
+    test.each([
+      ['two logits', two([COUNT], 2), 'softmaxCrossEntropy', 2],
+      ['one logit', two([COUNT, 1]), 'sigmoidCrossEntropy', 1],
+    ] as const)('auc counts all pairs of the part, ties half: %s', async (_, data, loss, units) => {
+      const model = await build(data, {
+        loss,
+        metrics: { auc: 'auc' },
+        model: ({ tf }) => tf.sequential({ layers: [tf.layers.dense({ units, inputShape: [1] })] }),
+      });
+      for (const part of ['train', 'validation', 'trainAndValidation'] as const) {
+        const { metrics, examples } = await evaluate(model, model.loaded!, data, part);
+        const { inputs, targets } = gather(
+          data,
+          part,
+          Int32Array.from({ length: examples }, (_, i) => i),
+        );
+        const rows = { ...gather(data, part, [0]), inputs, targets };
+        const { values } = await model.predict(rows);
+        const scores = Array.from(inputs, (_, i) =>
+          units === 1 ? values[i]! : values[2 * i + 1]! - values[2 * i]!,
+        );
+        expect(new Set(scores).size).toBeLessThan(10);
+        expect(metrics.auc).toBeCloseTo(pairsInOrder(scores, [...targets]), 6);
+      }
+    });
+
+    test('rmse and r2 are of the whole part, however it is divided', async () => {
+      const data = line();
+      const model = await build(data, { metrics: { rmse: 'rmse', r2: 'r2' } });
+      const { metrics, loss } = await evaluate(model, model.loaded!, data, 'trainAndValidation');
+      expect(metrics.rmse).toBeCloseTo(Math.sqrt(loss!), 5);
+      const all = [...data.train.targets.values, ...data.validation.targets.values];
+      const mean = all.reduce((a, b) => a + b, 0) / COUNT;
+      const variance = all.reduce((sum, value) => sum + (value - mean) ** 2, 0) / COUNT;
+      expect(metrics.r2).toBeCloseTo(1 - loss! / variance, 5);
+      const half = await evaluate(model, model.loaded!, data, 'train', { alsoTraining: 10 });
+      expect(half.metrics.rmse).toBeCloseTo(Math.sqrt(half.loss!), 5);
+      expect(half.metrics.rmse).not.toBeCloseTo(metrics.rmse!, 5);
+    });
+
+    test('are null where they have no value', async () => {
+      const [data, one] = [two([COUNT, 1]), line()];
+      for (const part of [data.train, data.validation]) part.targets.values.fill(1);
+      for (const part of [one.train, one.validation]) part.targets.values.fill(2);
+      const auc = await build(data, { loss: 'sigmoidCrossEntropy', metrics: { auc: 'auc' } });
+      const r2 = await build(one, { metrics: { r2: 'r2' } });
+      expect((await evaluate(auc, auc.loaded!, data, 'train')).metrics.auc).toBeNull();
+      expect((await evaluate(r2, r2.loaded!, one, 'train')).metrics.r2).toBeNull();
+    });
+
+    test.each([
+      ['auc', labels, /metric 'own' is 'auc', which needs two classes.*the targets have 3 classes/],
+      ['rmse', labels, /which needs as many predictions as targets.*predictions shape \[3\]/],
+      ['r2', labels, /which needs one number to predict/],
+      [
+        'auroc',
+        labels,
+        /metric 'own' is 'auroc'; allowed: .*'auc', 'rmse', 'r2'.*did you mean 'auc'/,
+      ],
+    ])('are refused where they mean nothing: %s', async (own, data, words) => {
+      await expect(build(data, { metrics: { own: own as never } })).rejects.toThrow(words);
+    });
+  });
+
   test.each([
     'loss',
     'error',

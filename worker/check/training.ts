@@ -45,13 +45,15 @@ export interface Ratio {
   readonly gradientNorm: readonly [number, number];
 }
 
+type Means = Omit<MinibatchMeasures, 'each'>;
+
 export interface ShortTraining {
   readonly steps: number;
   readonly losses: readonly number[];
-  readonly before: MinibatchMeasures;
-  readonly after: MinibatchMeasures;
-  readonly validationBefore: MinibatchMeasures;
-  readonly validation: MinibatchMeasures;
+  readonly before: Means;
+  readonly after: Means;
+  readonly validationBefore: Means;
+  readonly validation: Means;
   /** That `before` and `after` were measured on. */
   readonly examples: { readonly training: number; readonly validation: number };
   /** Why it ended early. */

@@ -1,4 +1,4 @@
-import type { Measures } from '../measures.ts';
+import type { InnerPartMetric, Measures } from '../measures.ts';
 import type { NoiseSource } from '../noise.ts';
 import { type ObjectiveCall, valuesOf } from '../objective.ts';
 import type { Tensor } from '../tf.ts';
@@ -11,8 +11,16 @@ export interface Goal {
   /** Whether `train` gives gradients, which the loss need not have then. */
   readonly givesGradients: boolean;
   train(call: GoalCall): TrainingValues;
+  measure(call: GoalCall): MeasuredTensors;
+  /** Metrics that need all examples of a part. */
+  readonly ofParts: readonly Pick<InnerPartMetric, 'name' | 'width' | 'over'>[];
+}
+
+export interface MeasuredTensors {
   /** Loss and error first, then metrics, each of shape []. */
-  measure(call: GoalCall): readonly (readonly [name: string, value: Tensor])[];
+  readonly means: readonly (readonly [name: string, value: Tensor])[];
+  /** One for each of `ofParts`, shape [n, width]. */
+  readonly each: readonly Tensor[];
 }
 
 export interface TrainingValues {
@@ -36,11 +44,12 @@ export interface GoalCall {
 }
 
 export function goalOfMeasures(
-  { loss, trainingLoss, error, metrics }: Measures,
+  { loss, trainingLoss, error, metrics, ofParts }: Measures,
   data: DataShape,
 ): Goal {
   return {
     givesGradients: false,
+    ofParts,
     train({ instance, fields, noise }) {
       const { inputs, targets } = sidesOf(fields, data);
       const loss = trainingLoss(targets, instance.predict(inputs, true, noise));
@@ -50,11 +59,14 @@ export function goalOfMeasures(
       const { inputs, targets } = sidesOf(fields, data);
       const predictions = instance.predict(inputs, false);
       const value = loss(targets, predictions);
-      return [
-        ['loss', value],
-        ['error', error === loss ? value : error(targets, predictions)],
-        ...metrics.map(([name, metric]) => [name, metric(targets, predictions)] as const),
-      ];
+      return {
+        means: [
+          ['loss', value],
+          ['error', error === loss ? value : error(targets, predictions)],
+          ...metrics.map(([name, metric]) => [name, metric(targets, predictions)] as const),
+        ],
+        each: ofParts.map((metric) => metric.each(targets, predictions)),
+      };
     },
   };
 }
@@ -65,6 +77,7 @@ export function goalOfObjective(
 ): Goal {
   return {
     givesGradients,
+    ofParts: [],
     train(call) {
       const values = valuesOf({ ...own, ...call, training: true });
       if ((values.gradients !== null) === givesGradients) return values;
@@ -74,7 +87,7 @@ export function goalOfObjective(
     },
     measure(call) {
       const { loss, error, metrics } = valuesOf({ ...own, ...call, training: false });
-      return [['loss', loss], ['error', error ?? loss], ...metrics];
+      return { means: [['loss', loss], ['error', error ?? loss], ...metrics], each: [] };
     },
   };
 }
