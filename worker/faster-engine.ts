@@ -2,6 +2,7 @@ import { openWasm, prove, setBackend } from './backend.ts';
 import type { Minibatch } from './data/examples.ts';
 import type { Engine, EngineName } from './engine.ts';
 import type { Model } from './model.ts';
+import { madeUpRows } from './rows/model-rows.ts';
 import { tf } from './tf.ts';
 
 /**
@@ -119,6 +120,8 @@ const ms = (value: number) => `${Number(value.toPrecision(2))} ms`;
 /** The fastest of a few steps: others on the machine only ever add to it. */
 async function stepMs(model: Model, minibatch: Minibatch): Promise<number> {
   model.load((await model.initialise(1)).slice(0, model.layout.exchangedSize));
+  const { rows } = model;
+  rows?.from(async (keys) => madeUpRows(rows.shapes, keys));
   const began = performance.now();
   let fastest = Number.POSITIVE_INFINITY;
   for (let i = 0; i < WARM_STEPS + TIMED_STEPS; i++) {
@@ -129,5 +132,6 @@ async function stepMs(model: Model, minibatch: Minibatch): Promise<number> {
     if (i >= WARM_STEPS || took > TIMED_MS_MAX) fastest = Math.min(fastest, took);
     if (performance.now() - began > TIMED_MS_MAX && fastest < Number.POSITIVE_INFINITY) break;
   }
+  rows?.from(null);
   return fastest;
 }

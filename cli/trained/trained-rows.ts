@@ -2,9 +2,9 @@ import type { CheckpointTensor } from '../../files/checkpoint.ts';
 import { createRunTables } from '../../server/core/tables/run-tables.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
-import { decodeRows } from '../../shared/rows.ts';
 import { tablesOf } from '../../shared/tables.ts';
 import type { Model } from '../../worker/model.ts';
+import { rowSourceOf } from '../own-tables.ts';
 
 /** Rows of tables for a model that is used without the server of its run. */
 
@@ -27,5 +27,5 @@ export function giveRows(
     );
   }
   tables.adopt({ rowStep: 0, seed: config.seed, tables: {}, captures: {} }, tensors);
-  model.rows.from(async (keys) => decodeRows(tables.shapes, tables.read(keys, 'f32', null), 'f32'));
+  model.rows.from(rowSourceOf(tables));
 }

@@ -72,6 +72,7 @@ const all = (works: RegExp, others: Partial<Cells> = {}): Cells => ({
 const noAnswers = refused(/DP_USAGE: telling answers one by one needs a loss.*report what matters/);
 const objectives = { objective: noAnswers, models: noAnswers, carried: noAnswers };
 const manyModels = refused(/DP_USAGE: .*objective over several models.*exported parameters/);
+const noRows = refused(/DP_USAGE: run tables has tables \(town\).*--format safetensors/);
 const noLayers = refused(/DP_USAGE: the model is a function of variables.*--format safetensors/);
 
 const out = () => join(cluster.folder, `out-${outs++}`);
@@ -120,7 +121,7 @@ const COMMANDS: Readonly<Record<string, readonly [(kind: Kind) => string[], Cell
       '--experiments',
       folder,
     ],
-    all(/predict\.js/, { models: noLayers, carried: noLayers }),
+    all(/predict\.js/, { models: noLayers, carried: noLayers, tables: noRows }),
   ],
   predict: [
     (kind) => [
@@ -156,7 +157,7 @@ const COMMANDS: Readonly<Record<string, readonly [(kind: Kind) => string[], Cell
       '--out',
       out(),
     ],
-    all(/updates/),
+    all(/updates/, { tables: refused(/DP_USAGE: rows of the tables town are needed/) }),
   ],
   report: [
     (kind) => ['report', kind, '--html', join(cluster.folder, `${kind}.html`)],
@@ -179,6 +180,7 @@ const CASES = Object.entries(COMMANDS).flatMap(([command, [args, cells]]) =>
 /** New examples: the columns of `predict`, and the objects of a program. */
 const ROWS: Partial<Record<Kind, object>> = {
   fields: { town: 3, east: 0.5, north: -0.25 },
+  tables: { town: 3, east: 0.5, north: -0.25 },
 };
 /** The sources that the experiment of this kind has opened in this process, and that are not closed. */
 const openSources = () => (globalThis as { openSources?: Set<unknown> }).openSources ?? new Set();
@@ -200,6 +202,7 @@ const STUDIES: readonly (readonly [Kind, readonly string[]])[] = [
   ['source', ['folds', '--folds', '2']],
   ['carried', ['curve', '--repeats', '1', '--fractions', '0.5,1']],
   ['pretrained', ['ablate', '--repeats', '1']],
+  ['tables', ['search', '--trials', '2', '--space', 'tables.town.weightDecay=log:0.001..0.1']],
 ];
 
 describe('each command on each kind of experiment', { timeout: 60_000 }, () => {
@@ -274,7 +277,7 @@ test('simulate trains a group from the step on that it is frozen up to', async (
 }, 30_000);
 
 describe('new examples', { timeout: 60_000 }, () => {
-  test.each(KINDS.filter((kind) => kind !== 'models' && kind !== 'carried'))(
+  test.each(KINDS.filter((kind) => !['models', 'carried', 'tables'].includes(kind)))(
     '%s: predict, HTTP and an exported model answer alike',
     async (kind) => {
       const told = (

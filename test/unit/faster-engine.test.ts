@@ -4,6 +4,7 @@ import type { Minibatch } from '../../worker/data/examples.ts';
 import type { Engine } from '../../worker/engine.ts';
 import { chosenText, FasterEngine } from '../../worker/faster-engine.ts';
 import type { Model } from '../../worker/model.ts';
+import type { RowSource } from '../../worker/rows/model-rows.ts';
 import { tf } from '../../worker/tf.ts';
 
 // The plain cpu engine plays the native one: both are set in tfjs by a name, and wasm is real.
@@ -75,6 +76,33 @@ test('a model that wasm cannot compute stays on the native engine, and the line 
   expect(chosen.engine).toBe('native');
   expect(chosen.why).toContain("Kernel 'Foo' not registered for 'wasm'");
   expect(tf.getBackend()).toBe('cpu');
+});
+
+test('a model with tables is measured with made-up rows, which it does not keep', async () => {
+  const sources: unknown[] = [];
+  const build = modelOf({ cpu: 1, wasm: 100 });
+  const withRows = async () => {
+    const model = await build();
+    let source: RowSource | null = null;
+    const from = (given: RowSource | null) => {
+      source = given;
+      sources.push(given);
+    };
+    const step: Model['step'] = async (minibatch, seed) => {
+      const [rows] = await source!([Uint32Array.of(3, 8)]);
+      expect([rows!.keys.length, rows!.values.length]).toEqual([2, 10]);
+      return model.step(minibatch, seed);
+    };
+    return {
+      ...model,
+      step,
+      rows: { shapes: [{ name: 'town', width: 5, keysMax: 9 }], from },
+    } as never;
+  };
+  const chosen = await new FasterEngine(native).choose('rows', withRows, minibatch);
+  expect(chosen.engine).toBe('native');
+  expect(chosen.why).toMatch(/with wasm and .* with native$/);
+  expect(sources.at(-1)).toBeNull();
 });
 
 test('where the engine is another one, there is no choice', async () => {

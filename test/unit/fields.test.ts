@@ -179,7 +179,8 @@ describe('a model of two inputs and two outputs', () => {
       ...{ experiment, config, prepared, steps: 20 },
       updater: (layout, initial) => ({
         parameters: initial.slice(0, layout.exchangedSize),
-        apply(gradient) {
+        rows: null,
+        apply({ gradient }) {
           gradient.forEach((g, i) => {
             this.parameters[i]! -= 0.1 * g;
           });

@@ -47,14 +47,15 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
     },
   );
   try {
-    const embedding = embeddingRows(model.layout);
+    const own = updater(model.layout, (await model.initialise(config.seed)).slice());
+    model.rows?.from(own.rows);
+    const embedding = embeddingRows(model);
     tell(
       isPlain(prepared.train)
         ? [...checkData(prepared, embedding, counts), ...checkTargets(prepared)]
         : [notPlain(prepared)],
     );
-    tell(await checkModel(experiment, prepared, model, config));
-    const own = updater(model.layout, (await model.initialise(config.seed)).slice());
+    tell(await checkModel({ experiment, prepared, config, rows: own.rows }, model));
     tell(
       await checkTraining({
         ...{ prepared, model, config, steps, updater: own },

@@ -1,9 +1,9 @@
-import type { Layout } from '../../shared/layout.ts';
 import { random } from '../../shared/random.ts';
 import { isFloat, rowSize } from '../data/columns.ts';
 import type { Examples, PreparedData } from '../data/examples.ts';
 import { gather } from '../data/gather.ts';
 import { partCount } from '../evaluate.ts';
+import type { Model } from '../model.ts';
 import { type Finding, finding, mean, percent, short, tooFew } from './finding.ts';
 
 /** What can be said of the data before any training. Plain numbers: no engine, no model. */
@@ -32,12 +32,13 @@ export function checkData(
   ];
 }
 
-/** Rows of the largest embedding that a layers model has: its inputs then are ids, not sizes. */
-export function embeddingRows({ tensors }: Pick<Layout, 'tensors'>): number | null {
-  const rows = tensors
+/** Rows of the largest embedding or table that a layers model has: its inputs then are ids, not sizes. */
+export function embeddingRows({ layout, rows }: Pick<Model, 'layout' | 'rows'>): number | null {
+  const embeddings = layout.tensors
     .filter(({ name, shape }) => /(^|\/)embeddings$/.test(name) && shape.length === 2)
     .map(({ shape }) => shape[0]!);
-  return rows.length === 0 ? null : Math.max(...rows);
+  const all = [...embeddings, ...(rows?.shapes ?? []).map(({ keysMax }) => keysMax)];
+  return all.length === 0 ? null : Math.max(...all);
 }
 
 /** The class of each training example; null where there is not one an example. */

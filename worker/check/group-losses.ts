@@ -5,6 +5,7 @@ import type { Experiment } from '../experiment.ts';
 import { isRecord } from '../fields.ts';
 import { buildModel, type Model } from '../model.ts';
 import type { Objective } from '../objective.ts';
+import type { RowSource } from '../rows/model-rows.ts';
 import { tf } from '../tf.ts';
 
 /** The loss that reaches each tensor: of losses with the names of groups, only that of the tensor's own group. */
@@ -14,14 +15,21 @@ export interface TensorLosses {
   dispose(): void;
 }
 
+/** What is checked. */
+export interface CheckSubject {
+  readonly experiment: Experiment;
+  readonly config: RunConfig;
+  readonly prepared: PreparedData;
+  /** Rows of the tables; null: there are none. */
+  readonly rows: RowSource | null;
+}
+
 /**
  * @param model of the experiment, which stands for all tensors if no loss has the name of a group.
  * @throws DownpourError of `buildModel`.
  */
 export async function tensorLosses(
-  experiment: Experiment,
-  config: RunConfig,
-  prepared: PreparedData,
+  { experiment, config, prepared, rows }: CheckSubject,
   model: Model,
 ): Promise<TensorLosses> {
   const groups = groupsOf(config);
@@ -39,6 +47,7 @@ export async function tensorLosses(
       if (kept.any) throw error;
       return null;
     });
+    built?.rows?.from(rows);
     // Without losses by group there is one loss for all.
     if (kept.all) built?.dispose();
     models.set(group, kept.all ? model : built);

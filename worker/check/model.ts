@@ -1,12 +1,13 @@
-import type { RunConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
+import type { TableRows } from '../../shared/rows.ts';
 import type { Minibatch, PreparedData } from '../data/examples.ts';
 import { sliceMinibatch } from '../data/gather.ts';
 import type { Experiment } from '../experiment.ts';
 import type { LayerOutput, Model, Output } from '../model.ts';
+import type { RowSource } from '../rows/model-rows.ts';
 import { exampleClasses, sampleOf } from './data.ts';
 import { type Finding, finding, norm, percent, short, tooFew } from './finding.ts';
-import { type TensorLosses, tensorLosses } from './group-losses.ts';
+import { type CheckSubject, type TensorLosses, tensorLosses } from './group-losses.ts';
 
 /** What can be said of a model with its initial parameters, before any training. */
 
@@ -18,13 +19,9 @@ const ACTIVATIONS_MIN = 8;
 const LOSS_EXAMPLES = 512;
 
 /** @param model initialised with `seed`, and left so. */
-export async function checkModel(
-  experiment: Experiment,
-  prepared: PreparedData,
-  model: Model,
-  config: RunConfig,
-): Promise<Finding[]> {
-  const { seed } = config;
+export async function checkModel(subject: CheckSubject, model: Model): Promise<Finding[]> {
+  const { experiment, prepared, rows } = subject;
+  const { seed } = subject.config;
   // Another seed first: the model then holds its own initial parameters again.
   const other = (await model.initialise(seed + 1)).slice();
   const initial = (await model.initialise(seed)).slice();
@@ -32,9 +29,9 @@ export async function checkModel(
   const sample = sampleOf(prepared, 'train', ACTIVATION_EXAMPLES);
   const output = model.predicts ? await model.predict(sample) : null;
   const last = (await model.activations(sample)).at(-1)?.activation;
-  const losses = await tensorLosses(experiment, config, prepared, model);
-  const gradient = await checkGradient({ prepared, model, losses }, initial, seed).finally(() =>
-    losses.dispose(),
+  const losses = await tensorLosses(subject, model);
+  const gradient = await checkGradient({ prepared, model, losses, rows }, initial, seed).finally(
+    () => losses.dispose(),
   );
   return [
     checkFrozen(model, initial, other),
@@ -83,8 +80,18 @@ const GRADIENT_OK = 0.03;
 const GRADIENT_BAD = 0.15;
 const TENSORS_MAX = 50;
 
+/** What the gradient is compared with: the loss as a function of one tensor. */
+interface Slope {
+  readonly name: string;
+  readonly values: Float32Array;
+  readonly expected: Float32Array;
+  lossAt(values: Float32Array): number | Promise<number>;
+}
+
 interface GradientSubject {
   readonly prepared: PreparedData;
+  /** Rows of the tables; null: there are none. */
+  readonly rows: RowSource | null;
   readonly model: Model;
   readonly losses: TensorLosses;
 }
@@ -95,7 +102,7 @@ interface GradientSubject {
  * derivatives"). Dropout has the same masks at both ends.
  */
 async function checkGradient(
-  { prepared, model, losses }: GradientSubject,
+  { prepared, model, losses, rows }: GradientSubject,
   initial: Float32Array,
   seed: number,
 ): Promise<Finding> {
@@ -105,24 +112,38 @@ async function checkGradient(
     return finding('gradient', 'ok', text, '');
   }
   const minibatch = sampleOf(prepared, 'train', GRADIENT_EXAMPLES);
-  const lossAt = async (parameters: Float32Array, own: Model) => {
-    own.load(parameters);
-    return (await own.step(minibatch, seed)).loss + (await own.penalty());
-  };
+  const lossOf = async (own: Model) =>
+    (await own.step(minibatch, seed)).loss + (await own.penalty());
   model.load(initial);
-  const gradient = (await model.step(minibatch, seed)).gradient.slice();
+  const step = await model.step(minibatch, seed);
+  const gradient = step.gradient.slice();
   const draw = random(seed, 72);
   const results: { tensor: string; difference: number; silent: boolean }[] = [];
   const tensors = model.layout.tensors.filter(({ role }) => role === 'trainable');
-  if (tensors.length === 0) {
+  const slopes = tensors.slice(0, TENSORS_MAX).map(({ name, offset, size }): Slope => {
+    const own = losses.modelOf(name);
+    return {
+      name,
+      values: initial.subarray(offset, offset + size),
+      expected: gradient.subarray(offset, offset + size),
+      lossAt(values) {
+        if (!own) return 0;
+        const moved = initial.slice();
+        moved.set(values, offset);
+        own.load(moved);
+        return lossOf(own);
+      },
+    };
+  });
+  slopes.push(...(await slopesOfTables(model, step.rows ?? [], rows, initial, lossOf)));
+  if (slopes.length === 0) {
     const next = 'set trainable to true where the model is to learn';
     return finding('gradient', 'problem', 'No tensor of the model is trained.', next);
   }
-  for (const { name, offset, size } of tensors.slice(0, TENSORS_MAX)) {
-    const own = losses.modelOf(name);
-    const expected = gradient.subarray(offset, offset + size);
+  for (const { name, values, expected, lossAt } of slopes) {
+    const size = values.length;
     const slope = norm(expected);
-    const scale = Math.max(norm(initial.subarray(offset, offset + size)), 0.05 * Math.sqrt(size));
+    const scale = Math.max(norm(values), 0.05 * Math.sqrt(size));
     const random_ = Float64Array.from({ length: size }, () => draw.normal());
     const near = Float64Array.from(expected, (g) => Math.sign(g) * draw.uniform());
     const directions = slope > 0 ? [Float64Array.from(expected), near] : [random_];
@@ -133,13 +154,8 @@ async function checkGradient(
       let best = Infinity;
       for (const share of STEPS) {
         const step = share * scale;
-        const moved = initial.slice();
-        const move = (by: number) => {
-          for (let i = 0; i < size; i++) {
-            moved[offset + i] = initial[offset + i]! + (by * direction[i]!) / length;
-          }
-          return own ? lossAt(moved.slice(), own) : 0;
-        };
+        const move = (by: number) =>
+          lossAt(values.map((value, i) => value + (by * direction[i]!) / length));
         const [up, down] = [await move(step), await move(-step)];
         const seen = up - down;
         const wanted = 2 * step * predicted;
@@ -155,6 +171,7 @@ async function checkGradient(
     results.push({ tensor: name, difference: worst, silent: slope === 0 });
   }
   model.load(initial);
+  model.rows?.load(null);
   const wrong = results.filter(({ difference }) => !(difference <= GRADIENT_BAD));
   const doubtful = results.filter(({ difference }) => difference > GRADIENT_OK);
   const worst = results.reduce((a, b) => (b.difference > a.difference ? b : a));
@@ -178,6 +195,29 @@ async function checkGradient(
     'kinks (ReLU, max-pooling) explain a few per cent; else look at that layer',
     numbers,
   );
+}
+
+/** The loss as a function of the rows that a minibatch has of each table. @param gradients of these rows. */
+async function slopesOfTables(
+  model: Model,
+  gradients: readonly TableRows[],
+  source: RowSource | null,
+  initial: Float32Array,
+  lossOf: (model: Model) => Promise<number>,
+): Promise<Slope[]> {
+  const tables = model.rows;
+  if (!tables || !source) return [];
+  const rows = await source(gradients.map(({ keys }) => keys));
+  return tables.shapes.map(({ name }, t) => ({
+    name: `table ${name}`,
+    values: rows[t]!.values,
+    expected: gradients[t]!.values.slice(),
+    lossAt(values) {
+      model.load(initial);
+      tables.load(rows.map((own, i) => (i === t ? { ...own, values } : own)));
+      return lossOf(model);
+    },
+  }));
 }
 
 /** ln K for K classes: a network that knows nothing yet should say so. */

@@ -4,6 +4,7 @@ import type { PreparedData } from '../data/examples.ts';
 import { gather } from '../data/gather.ts';
 import type { Experiment } from '../experiment.ts';
 import { buildModel } from '../model.ts';
+import { madeUpRows } from '../rows/model-rows.ts';
 import { type Finding, finding, short, tooFew } from './finding.ts';
 
 /** Examples a second by the size of the minibatch, and how large one may be. */
@@ -52,6 +53,8 @@ export async function checkThroughput(
     const rssBefore = process.memoryUsage().rss;
     try {
       model.load((await model.initialise(config.seed)).slice());
+      const tables = model.rows;
+      tables?.from(async (keys) => madeUpRows(tables.shapes, keys));
       const rows = Int32Array.from({ length: size }, (_, i) => i);
       const minibatch = gather(prepared, 'train', rows);
       for (let i = 0; i < WARM_STEPS; i++) await model.step(minibatch, i);

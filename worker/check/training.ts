@@ -4,7 +4,9 @@ import { permutation, STREAMS } from '../../shared/random.ts';
 import type { PreparedData } from '../data/examples.ts';
 import { gather } from '../data/gather.ts';
 import { minibatchSeed } from '../minibatches.ts';
+import type { Step } from '../model/steps.ts';
 import type { MinibatchMeasures, Model } from '../model.ts';
+import type { RowSource } from '../rows/model-rows.ts';
 import { exampleClasses, sampleOf } from './data.ts';
 import { type Finding, finding, mean, norm, percent, short, tooFew } from './finding.ts';
 import { checkActivations } from './model.ts';
@@ -15,11 +17,13 @@ import { checkActivations } from './model.ts';
 export interface Updater {
   /** Trainable and statistics, shape [exchangedSize]. */
   readonly parameters: Float32Array;
+  /** Rows of tables as they are now; null: there are none. */
+  readonly rows: RowSource | null;
   /**
-   * @param gradient as `Model.step` gives it. @param step from 1.
+   * @param given as `Model.step` gives it. @param step from 1.
    * @returns false: not finite, or a parameter overflowed; nothing was applied.
    */
-  apply(gradient: Float32Array, step: number): boolean;
+  apply(given: Pick<Step, 'gradient' | 'rows'>, step: number): boolean;
 }
 
 export interface TrialOptions {
@@ -101,14 +105,12 @@ async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
     const start = ((step - 1) % perEpoch) * minibatchSize;
     const rows = order.subarray(start, start + minibatchSize);
     const minibatch = gather(prepared, 'train', rows);
-    const { loss, gradient } = await model.step(
-      minibatch,
-      minibatchSeed(seed, { epoch: 0, start }),
-    );
+    const taken = await model.step(minibatch, minibatchSeed(seed, { epoch: 0, start }));
+    const { loss, gradient } = taken;
     losses.push(loss);
     const looks = step % Math.max(1, Math.floor(steps / RATIOS)) === 0 || step === 1;
     const old = looks ? updater.parameters.slice() : null;
-    if (!Number.isFinite(loss) || !updater.apply(gradient, step)) {
+    if (!Number.isFinite(loss) || !updater.apply(taken, step)) {
       const what = Number.isFinite(loss) ? 'a gradient or a parameter' : 'the loss';
       diverged = `${what} was not finite at update ${step}`;
       break;

@@ -106,14 +106,7 @@ export class RowsOnDevice implements RowLookup {
   /** The same with small numbers in the place of the rows, which nobody knows before a run. */
   tryOut(given: Minibatch): Minibatch {
     const { minibatch, keys } = this.place(given);
-    const trial = keys.map((own, t) => ({
-      keys: own,
-      values: Float32Array.from(
-        { length: own.length * this.shapes[t]!.width },
-        (_, i) => 0.05 * Math.sin(1 + i),
-      ),
-    }));
-    this.#fill(keys, trial);
+    this.#fill(keys, madeUpRows(this.shapes, keys));
     this.#keys = keys;
     this.#isUploaded = false;
     return minibatch;
@@ -184,6 +177,20 @@ export class RowsOnDevice implements RowLookup {
   dispose(): void {
     for (const table of this.#tables) table.variable?.dispose();
   }
+}
+
+/** Small numbers, for steps whose results nobody uses. */
+export function madeUpRows(
+  shapes: readonly RowShape[],
+  keys: readonly Uint32Array[],
+): readonly TableRows[] {
+  return keys.map((own, t) => ({
+    keys: own,
+    values: Float32Array.from(
+      { length: own.length * shapes[t]!.width },
+      (_, i) => 0.05 * Math.sin(1 + i),
+    ),
+  }));
 }
 
 /** @param out shape [keys, width]. @returns false: a key is missing. */
