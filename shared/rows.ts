@@ -45,7 +45,7 @@ export interface EncodedRows {
 }
 
 /** Bytes of the values of n rows. */
-function rowValueBytes(encoding: RowEncoding, n: number, width: number): number {
+export function rowValueBytes(encoding: RowEncoding, n: number, width: number): number {
   if (encoding === 'int8') return 4 * n + Math.ceil((n * width) / 4) * 4;
   return encodedBytes(encoding, n * width);
 }

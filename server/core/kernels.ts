@@ -40,7 +40,42 @@ type Update = (
   keep: number,
 ) => number;
 
-export type Kernels = {
+/** Updates rows of a table in their slots. Returns 0, or 1 when a parameter is no longer finite. */
+type UpdateRows = (
+  n: number,
+  width: number,
+  slots: number,
+  gradients: number,
+  theta: number,
+  state: number,
+  before: number,
+  numbers: number,
+  maxNorm: number,
+  initial: number,
+  delta: number,
+  p1: number,
+  q1: number,
+  correction: number,
+) => number;
+
+/** Kernels of tables: `server/kernels/assembly/rows.ts` says what they do. */
+type RowKernels = {
+  readonly [K in `rows_${'sgd' | 'adagrad' | 'adam'}`]: UpdateRows;
+} & {
+  rows_clip(gradients: number, n: number, limit: number, factor: number): void;
+  rows_decode_int8(n: number, width: number, scales: number, bytes: number, out: number): void;
+  rows_gather(
+    n: number,
+    width: number,
+    slots: number,
+    theta: number,
+    factors: number,
+    out: number,
+  ): void;
+  rows_uniform(row: number, width: number, limit: number, out: number): void;
+};
+
+export type Kernels = RowKernels & {
   /** `plain`: no limit, no decay, and no factor for rules that divide by the gradient. */
   readonly [K in `${UpdateRule}_${Decoding}${'' | '_plain'}`]: Update;
 } & {

@@ -1,8 +1,9 @@
 import { mix, STREAMS } from '../../../shared/random.ts';
 import type { TableInitializer } from '../../../shared/tables.ts';
+import type { RowMemory } from './row-memory.ts';
 
-/** Writes the initial values of the row of a key. @param out shape [width]. */
-export type InitialRow = (key: number, out: Float32Array) => void;
+/** Writes the initial values of the row of a key. @param address in the memory of the table. */
+export type InitialRow = (key: number, address: number) => void;
 
 /**
  * Initial values that follow from the seed, the table's name and the key alone, so that a row which was never updated
@@ -12,25 +13,26 @@ export function createInitialRow(
   initializer: TableInitializer,
   seed: number,
   name: string,
+  { floats, kernels, width }: RowMemory,
 ): InitialRow {
-  if (initializer.kind === 'zeros') return (_, out) => void out.fill(0);
+  if (initializer.kind === 'zeros') {
+    return (_, address) => void floats.fill(0, address / 4, address / 4 + width);
+  }
   let base = mix(seed >>> 0, mix(Math.floor(seed / 2 ** 32) >>> 0, STREAMS.rows));
   for (let i = 0; i < name.length; i++) base = mix(base, name.charCodeAt(i));
-  const uniform = (row: number, i: number) => mix(row, i) / 2 ** 32;
   if (initializer.kind === 'uniform') {
     const { limit } = initializer;
-    return (key, out) => {
-      const row = mix(base, key);
-      for (let i = 0; i < out.length; i++) out[i] = limit * (2 * uniform(row, i) - 1);
-    };
+    return (key, address) => kernels.rows_uniform(mix(base, key), width, limit, address);
   }
   const { deviation } = initializer;
+  const uniform = (row: number, i: number) => mix(row, i) / 2 ** 32;
   // Box and Muller's method, each pair of uniform numbers for one normal number.
-  return (key, out) => {
+  return (key, address) => {
     const row = mix(base, key);
-    for (let i = 0; i < out.length; i++) {
+    const at = address / 4;
+    for (let i = 0; i < width; i++) {
       const radius = Math.sqrt(-2 * Math.log(1 - uniform(row, 2 * i)));
-      out[i] = deviation * radius * Math.cos(2 * Math.PI * uniform(row, 2 * i + 1));
+      floats[at + i] = deviation * radius * Math.cos(2 * Math.PI * uniform(row, 2 * i + 1));
     }
   };
 }

@@ -17,6 +17,8 @@ export interface RowIndex {
   readonly dropped: number;
   /** −1: the row has none, and its values are the initial ones. */
   find(key: number): number;
+  /** The same of many keys. @param slots of at least their length. */
+  findAll(keys: Uint32Array, slots: Int32Array): void;
   /** The slot of a key in a push, a new one if there is none. −1: the key is not admitted yet, or there is no room. */
   admit(key: number): number;
   /** Gives a key a slot whatever was seen of it. −1: there is no room. */
@@ -56,6 +58,10 @@ function fixedIndex(config: TableConfig, share: RowShare): RowIndex {
     capacity: rowCapacity(config, share),
     dropped: 0,
     find: slotOf,
+    findAll(keys, slots) {
+      if (isWhole) slots.set(keys);
+      else for (let i = 0; i < keys.length; i++) slots[i] = slotOf(keys[i]!);
+    },
     admit: slotOf,
     insert: slotOf,
     keyOf: isWhole ? (slot) => slot : (slot) => keyOfPlace(slot, share),
@@ -122,6 +128,10 @@ class HashIndex implements RowIndex {
 
   find(key: number): number {
     return this.#places[this.#place(key)]!;
+  }
+
+  findAll(keys: Uint32Array, slots: Int32Array): void {
+    for (let i = 0; i < keys.length; i++) slots[i] = this.find(keys[i]!);
   }
 
   admit(key: number): number {

@@ -1,41 +1,31 @@
 import type { TableOptimizer } from '../../../shared/tables.ts';
+import { NUMBERS_OF_ROW, type RowMemory } from './row-memory.ts';
 
-/** How one row is updated. Rows that were in no push for a while are brought up to date first, by their age. */
+/**
+ * How rows are updated, by the kernels. Rows that were in no push for a while are brought up to date first, by their age.
+ * The same rules in TypeScript are in test/support/row-rules.ts.
+ */
 
 /** What an update of one row is made with. */
 export interface RowStep {
   /** Learning rate with all its factors. */
-  readonly rate: number;
-  /** Updates of the table since the optimizer began, this one included: from 1. */
-  readonly step: number;
+  rate: number;
   /** Updates of the table since this row was last in one: 1 if it was in the one before. 0: its state is as new. */
-  readonly age: number;
-}
-
-/** The gradient of a row: elements [at, at + width). */
-export interface RowGradient {
-  readonly values: Float32Array;
-  readonly at: number;
-  readonly width: number;
+  age: number;
 }
 
 export interface RowRule {
   /** Numbers of state a row of this width has. */
   stateSize(width: number): number;
-  /** What the state begins with. */
-  readonly initial: number;
+  /** Said before the rows of an update. @param step updates of the table since the optimizer began, this one included: from 1. */
+  begin(step: number): void;
+  /** Writes the numbers of row i of a piece, behind its decay. */
+  note(numbers: Float64Array, i: number, row: RowStep): void;
   /**
-   * Updates elements [at, at + width) of θ with their gradient, and elements [stateAt, …) of the state. All of `state` is
-   * set before where it is as new.
+   * Updates the rows of a piece in their slots; the room `rows` has them as they were then.
+   * @param maxNorm of a row; null: any. @returns false: a row is no longer finite.
    */
-  update(
-    theta: Float32Array,
-    at: number,
-    gradient: RowGradient,
-    state: Float32Array,
-    stateAt: number,
-    step: RowStep,
-  ): void;
+  update(memory: RowMemory, count: number, maxNorm: number | null): boolean;
 }
 
 export function createRowRule(config: TableOptimizer): RowRule {
@@ -45,17 +35,44 @@ export function createRowRule(config: TableOptimizer): RowRule {
     case 'adagrad':
       return adagrad(config);
     case 'adam':
-      return adam(config);
+      return new Adam(config);
   }
+}
+
+/** The third number of a row whose state is as new. */
+const AS_NEW = -1;
+
+/** Numbers of a rule that a kernel takes. */
+interface Constants {
+  readonly initial: number;
+  readonly delta: number;
+  readonly p1: number;
+  readonly q1: number;
+  readonly correction: number;
+}
+const NONE: Constants = { initial: 0, delta: 0, p1: 0, q1: 0, correction: 1 };
+
+function updated(
+  kind: TableOptimizer['kind'],
+  { kernels, width, at }: RowMemory,
+  count: number,
+  maxNorm: number | null,
+  { initial, delta, p1, q1, correction }: Constants,
+): boolean {
+  // biome-ignore format: as the kernel takes them
+  const spoilt = kernels[`rows_${kind}`](count, width, at.slots, at.gradients, at.theta, at.state, at.rows, at.numbers,
+    maxNorm ?? 0, initial, delta, p1, q1, correction);
+  return spoilt === 0;
 }
 
 /** θ ← θ − ε g. */
 const SGD: RowRule = {
   stateSize: () => 0,
-  initial: 0,
-  update(theta, at, { values: g, at: from, width }, _, __, { rate }) {
-    for (let i = 0; i < width; i++) theta[at + i] = theta[at + i]! - rate * g[from + i]!;
+  begin() {},
+  note(numbers, i, { rate }) {
+    numbers[NUMBERS_OF_ROW * i + 1] = rate;
   },
+  update: (memory, count, maxNorm) => updated('sgd', memory, count, maxNorm, NONE),
 };
 
 /**
@@ -69,17 +86,16 @@ function adagrad({
   readonly initialAccumulator: number;
   readonly epsilon: number;
 }): RowRule {
+  const constants = { ...NONE, initial, delta };
   return {
     stateSize: () => 1,
-    initial,
-    update(theta, at, { values: g, at: from, width }, state, stateAt, { rate }) {
-      let squares = 0;
-      for (let i = from; i < from + width; i++) squares += g[i]! * g[i]!;
-      const r = Math.fround(state[stateAt]! + squares / width);
-      state[stateAt] = r;
-      const step = rate / (Math.sqrt(r) + delta);
-      for (let i = 0; i < width; i++) theta[at + i] = theta[at + i]! - step * g[from + i]!;
+    begin() {},
+    note(numbers, i, { rate, age }) {
+      const at = NUMBERS_OF_ROW * i;
+      numbers[at + 1] = rate;
+      numbers[at + 2] = age === 0 ? AS_NEW : 1;
     },
+    update: (memory, count, maxNorm) => updated('adagrad', memory, count, maxNorm, constants),
   };
 }
 
@@ -88,31 +104,43 @@ function adagrad({
  * θ ← θ − ε m̂ / (√v̂ + δ). The moments are those of an Adam that sees a gradient of 0 for each update that the row was not
  * in. But the row does not move in these updates.
  */
-function adam({
-  beta1,
-  beta2,
-  epsilon: delta,
-}: {
-  readonly beta1: number;
-  readonly beta2: number;
-  readonly epsilon: number;
-}): RowRule {
-  return {
-    stateSize: (width) => 2 * width,
-    initial: 0,
-    update(theta, at, { values, at: from, width }, state, stateAt, { rate, step, age }) {
-      const scale = rate / (1 - beta1 ** step);
-      const correction = 1 / (1 - beta2 ** step);
-      const keep1 = beta1 ** age;
-      const keep2 = beta2 ** age;
-      for (let i = 0; i < width; i++) {
-        const g = values[from + i]!;
-        const m = keep1 * state[stateAt + i]! + (1 - beta1) * g;
-        const v = keep2 * state[stateAt + width + i]! + (1 - beta2) * g * g;
-        state[stateAt + i] = m;
-        state[stateAt + width + i] = v;
-        theta[at + i] = theta[at + i]! - (scale * m) / (Math.sqrt(v * correction) + delta);
-      }
-    },
-  };
+class Adam implements RowRule {
+  readonly #beta1: number;
+  readonly #beta2: number;
+  readonly #constants: Constants & { correction: number };
+  #scale = 1;
+
+  constructor({
+    beta1,
+    beta2,
+    epsilon,
+  }: {
+    readonly beta1: number;
+    readonly beta2: number;
+    readonly epsilon: number;
+  }) {
+    this.#beta1 = beta1;
+    this.#beta2 = beta2;
+    this.#constants = { ...NONE, delta: epsilon, p1: 1 - beta1, q1: 1 - beta2 };
+  }
+
+  stateSize(width: number): number {
+    return 2 * width;
+  }
+
+  begin(step: number): void {
+    this.#scale = 1 / (1 - this.#beta1 ** step);
+    this.#constants.correction = 1 / (1 - this.#beta2 ** step);
+  }
+
+  note(numbers: Float64Array, i: number, { rate, age }: RowStep): void {
+    const at = NUMBERS_OF_ROW * i;
+    numbers[at + 1] = rate * this.#scale;
+    numbers[at + 2] = age === 0 ? AS_NEW : this.#beta1 ** age;
+    numbers[at + 3] = this.#beta2 ** age;
+  }
+
+  update(memory: RowMemory, count: number, maxNorm: number | null): boolean {
+    return updated('adam', memory, count, maxNorm, this.#constants);
+  }
 }

@@ -1,13 +1,6 @@
 import { DownpourError } from '../../../shared/errors.ts';
-import { LIMITS } from '../../../shared/limits.ts';
-import { MEMORY_BYTES_MAX, Memory, regionBytes } from '../../../shared/memory.ts';
 import { ALL_ROWS, type RowShare } from '../../../shared/row-shards.ts';
-import {
-  decodeRowValues,
-  type EncodedRows,
-  type RowEncoding,
-  type TableRows,
-} from '../../../shared/rows.ts';
+import type { EncodedRows, RowEncoding, TableRows } from '../../../shared/rows.ts';
 import type { TableConfig } from '../../../shared/tables.ts';
 import type { Clip } from '../fused.ts';
 import type { CopyVector } from '../vectors.ts';
@@ -19,6 +12,7 @@ import {
   type RowTensorsOfCapture,
 } from './row-captures.ts';
 import { createRowIndex, type RowIndex, type RowIndexState, rowCapacity } from './row-index.ts';
+import { NUMBERS_OF_ROW, RowMemory } from './row-memory.ts';
 import { createRowRule, type RowRule } from './row-rules.ts';
 import {
   type RowTensors,
@@ -27,6 +21,8 @@ import {
   wholeDoubles,
   wholeKeys,
 } from './row-tensors.ts';
+import { RowUndo } from './row-undo.ts';
+import { StagedRows } from './staged-rows.ts';
 
 /**
  * One table: rows in slots of one memory, each with the state of its optimizer and the row step of its last change. A row
@@ -56,17 +52,6 @@ export interface RowTableState {
   readonly index: RowIndexState;
 }
 
-/** A row that an update has changed, as it was before. */
-interface Undo {
-  /** Slots of the rows, and whether each had values of its own. */
-  readonly slots: number[];
-  readonly fresh: boolean[];
-  readonly changed: number[];
-  readonly decays: number[];
-  values: Float32Array;
-  decay: number;
-}
-
 /** So small that no product of it is 0 for long, instead of a factor of 0 or below. */
 const KEEP_MIN = 1e-30;
 /** In this part of `expireAfter` updates, rows that are out of time are removed once. */
@@ -78,15 +63,7 @@ export class RowTable {
   readonly #config: TableConfig;
   readonly #index: RowIndex;
   readonly #rule: RowRule;
-  readonly #stateSize: number;
-  /** Shape [capacity, width]. */
-  readonly #theta: Float32Array;
-  /** Shape [capacity, stateSize]. */
-  readonly #state: Float32Array;
-  /** The row step of the last change of each slot; 0: its row has its initial values, and takes no memory. */
-  readonly #changed: Float64Array;
-  /** The sum of `#decay` up to which each row has decayed; empty: the table does not decay. */
-  readonly #decays: Float64Array;
+  readonly #memory: RowMemory;
   /**
    * 1 for slots whose row began with the values of a file. These rows have a rate of their own and are never forgotten.
    * Empty: no row did.
@@ -99,13 +76,12 @@ export class RowTable {
   #decay = 0;
   #count = 0;
   readonly #captures: RowCaptures;
-  // What is staged: gradients of rows, not yet clipped.
-  #keys: Uint32Array = new Uint32Array();
-  #gradients: Float32Array = new Float32Array();
-  readonly #undo: Undo = {
-    ...{ slots: [], fresh: [], changed: [], decays: [] },
-    ...{ values: new Float32Array(), decay: 0 },
-  };
+  /** Gradients of a push. */
+  readonly #staged: StagedRows;
+  /** Slots of the rows that are staged; below 0: they have none yet. */
+  #slots = new Int32Array();
+  readonly #undo: RowUndo;
+  readonly #row = { rate: 0, age: 0 };
 
   /**
    * @param share of its rows that are here.
@@ -117,24 +93,24 @@ export class RowTable {
     this.width = width;
     this.#config = config;
     this.#rule = createRowRule(optimizer);
-    this.#stateSize = this.#rule.stateSize(width);
-    const rows = rowCapacity(config, share);
-    const decaying = weightDecay > 0 ? rows : 0;
-    const sizes = [4 * rows * width, 4 * rows * this.#stateSize, 8 * rows, 8 * decaying];
-    const bytes = sizes.reduce((sum, size) => sum + regionBytes(size), 0);
-    if (bytes > MEMORY_BYTES_MAX) throw tooLarge(name, bytes, share);
+    this.#memory = new RowMemory(name, share, {
+      capacity: rowCapacity(config, share),
+      width,
+      stateSize: this.#rule.stateSize(width),
+      decays: weightDecay > 0,
+    });
     this.#index = createRowIndex(config, share);
-    const memory = new Memory(bytes);
-    const [theta, state, changed, decays] = sizes.map((size) => memory.take(size));
-    this.#theta = memory.floats(theta!, rows * width);
-    this.#state = memory.floats(state!, rows * this.#stateSize);
-    this.#changed = new Float64Array(memory.memory.buffer, changed!, rows);
-    this.#decays = new Float64Array(memory.memory.buffer, decays!, decaying);
+    this.#staged = new StagedRows(this.#memory);
+    this.#undo = new RowUndo(this.#memory);
     this.#seed = seed;
-    this.#initial = createInitialRow(config.initializer, seed, name);
+    this.#initial = this.#initialOf(seed);
     this.#captures = new RowCaptures(name, width, (key, then, out) =>
       this.#readRow(key, then, out),
     );
+  }
+
+  #initialOf(seed: number): InitialRow {
+    return createInitialRow(this.#config.initializer, seed, this.name, this.#memory);
   }
 
   /** Gradients of rows that were dropped, since their keys have no row. */
@@ -156,10 +132,10 @@ export class RowTable {
   reset(seed: number): void {
     if (!this.#captures.isEmpty) for (const slot of this.#used()) this.#keep(slot);
     this.#seed = seed;
-    this.#initial = createInitialRow(this.#config.initializer, seed, this.name);
+    this.#initial = this.#initialOf(seed);
     this.#index.clear();
     // Pages that nobody has written to take no memory.
-    if (this.#count > 0) this.#changed.fill(0);
+    if (this.#count > 0) this.#memory.changed.fill(0);
     this.#pretrained = new Uint8Array();
     this.#count = 0;
     this.#pretrainedCount = 0;
@@ -174,43 +150,31 @@ export class RowTable {
 
   // A push.
 
-  /** Takes the gradients of a push in. @throws DownpourError DP_ROWS_INVALID: they are too many. */
-  stage({ keys, values }: EncodedRows, encoding: RowEncoding): void {
-    const size = keys.length * this.width;
-    if (4 * size > LIMITS.rowBytesMax) {
-      throw new DownpourError(
-        'DP_ROWS_INVALID',
-        `${keys.length} rows of table '${this.name}' take ${4 * size} bytes in f32; allowed: ${LIMITS.rowBytesMax}: push fewer rows at once`,
-      );
-    }
-    this.#keys = keys;
-    if (this.#gradients.length < size) this.#gradients = new Float32Array(size);
-    decodeRowValues(encoding, values, this.width, this.#gradients.subarray(0, size));
+  /**
+   * Takes the gradients of a push in.
+   * @param encoded values are read until the update. @throws DownpourError DP_ROWS_INVALID: they are too many.
+   */
+  stage(encoded: EncodedRows, encoding: RowEncoding): void {
+    this.#staged.take(this.name, encoded, encoding);
+    const { keys } = encoded;
+    if (this.#slots.length < keys.length) this.#slots = new Int32Array(keys.length);
+    this.#index.findAll(keys, this.#slots);
   }
 
   /** Σ g² of what is staged, with elements cut to ±limit; NaN: not all of it is finite. */
   squares(limit: number): number {
-    let sum = 0;
-    const size = this.#keys.length * this.width;
-    const gradients = this.#gradients;
-    for (let i = 0; i < size; i++) {
-      const g = gradients[i]!;
-      // Infinity would be cut.
-      if (g - g !== 0) return Number.NaN;
-      const cut = Math.max(-limit, Math.min(limit, g));
-      sum += cut * cut;
-    }
-    return sum;
+    return this.#staged.squares(limit);
   }
 
   /** Steps between the reading of a row and its last change, the most of what is staged. */
   staleness(readStep: number): number {
-    let most = 0;
-    for (const key of this.#keys) {
-      const slot = this.#find(key);
-      if (slot >= 0) most = Math.max(most, this.#changed[slot]! - readStep);
+    const { changed } = this.#memory;
+    let last = 0;
+    for (let i = 0; i < this.#staged.keys.length; i++) {
+      const slot = this.#slots[i]!;
+      if (slot >= 0 && changed[slot]! > last) last = changed[slot]!;
     }
-    return most;
+    return Math.max(0, last - readStep);
   }
 
   /**
@@ -218,123 +182,75 @@ export class RowTable {
    * @returns false: a row overflowed. `undo` follows, then or later.
    */
   apply(update: TableUpdate): boolean {
-    const { rowStep, rate, clip, scaleOf, readStep } = update;
-    const { learningRate, pretrainedRate, weightDecay, maxNorm, expireAfter } = this.#config;
-    const { width } = this;
-    this.#begin();
+    const { rowStep, rate, clip } = update;
+    const { learningRate, weightDecay, maxNorm, expireAfter } = this.#config;
+    const { keys } = this.#staged;
+    this.#undo.begin(keys.length, this.#decay);
     if (learningRate === 0) return true;
     const own = rate * learningRate;
     if (weightDecay > 0) this.#decay += Math.log(Math.max(KEEP_MIN, 1 - own * weightDecay));
     const sweepSteps = Math.ceil((expireAfter ?? Infinity) / SWEEPS);
-    if (expireAfter !== null && rowStep % sweepSteps === 0) this.#expire(rowStep);
+    if (expireAfter !== null && rowStep % sweepSteps === 0) {
+      this.#expire(rowStep);
+      this.#index.findAll(keys, this.#slots);
+    }
+    this.#rule.begin(rowStep - this.#began);
     let finite = true;
-    this.#clip(clip);
-    const step = { rate: 0, step: rowStep - this.#began, age: 0 };
-    for (let i = 0; i < this.#keys.length; i++) {
-      const key = this.#keys[i]!;
-      const slot = this.#index.admit(key);
-      if (slot < 0) continue;
-      const factor = this.#isPretrained(slot) ? pretrainedRate : 1;
-      if (factor === 0) continue;
-      const last = this.#changed[slot]!;
-      this.#touch(slot, key, rowStep);
-      const isNew = last <= this.#began;
-      const stateAt = slot * this.#stateSize;
-      if (isNew) this.#state.fill(this.#rule.initial, stateAt, stateAt + this.#stateSize);
-      step.rate = own * factor * scaleOf(Math.max(0, last - readStep));
-      step.age = isNew ? 0 : rowStep - last;
-      const from = { values: this.#gradients, at: i * width, width };
-      this.#rule.update(this.#theta, slot * width, from, this.#state, stateAt, step);
-      if (!this.#settle(slot, maxNorm)) finite = false;
+    for (let from = 0; from < keys.length; ) {
+      const count = this.#staged.load(from);
+      this.#staged.clip(count, clip);
+      for (let i = 0; i < count; i++) this.#touch(i, from + i, own, update);
+      if (!this.#rule.update(this.#memory, count, maxNorm)) finite = false;
+      this.#undo.keep(count);
+      from += count;
     }
     return finite;
   }
 
-  #clip({ limit, factor }: Clip): void {
-    if (limit === Infinity && factor === 1) return;
-    const size = this.#keys.length * this.width;
-    for (let i = 0; i < size; i++) {
-      const g = this.#gradients[i]!;
-      this.#gradients[i] = Math.max(-limit, Math.min(limit, g)) * factor;
+  /**
+   * A row is about to change: it is kept for those who look at it as it was, and the kernel is said what it has missed.
+   * @param i in its piece. @param at in the push.
+   */
+  #touch(i: number, at: number, own: number, { rowStep, scaleOf, readStep }: TableUpdate): void {
+    const key = this.#staged.keys[at]!;
+    const found = this.#slots[at]!;
+    const given = found < 0 ? this.#index.admit(key) : found;
+    const factor = this.#isPretrained(given) ? this.#config.pretrainedRate : 1;
+    const slot = factor === 0 ? -1 : given;
+    const { slots, numbers, changed, decays, width, at: addresses } = this.#memory;
+    slots[i] = slot;
+    this.#undo.note(slot);
+    if (slot < 0) return;
+    const last = changed[slot]!;
+    if (!this.#captures.isEmpty) this.#captures.keep(key, last);
+    if (last === 0) this.#initial(key, addresses.theta + 4 * slot * width);
+    let missed = 1;
+    if (decays.length > 0) {
+      missed = Math.exp(this.#decay - (last === 0 ? 0 : decays[slot]!));
+      decays[slot] = this.#decay;
     }
-  }
-
-  /** The row is about to change: it is kept for those who look at it as it was, and brought up to date. */
-  #touch(slot: number, key: number, rowStep: number): void {
-    const { width } = this;
-    const last = this.#changed[slot]!;
-    const start = slot * width;
-    this.#captures.keep(key, last);
-    this.#note(slot, last);
-    if (last === 0) this.#initial(key, this.#theta.subarray(start, start + width));
-    if (this.#decays.length > 0) {
-      const factor = Math.exp(this.#decay - (last === 0 ? 0 : this.#decays[slot]!));
-      const theta = this.#theta;
-      for (let j = start; j < start + width; j++) theta[j] = theta[j]! * factor;
-      this.#decays[slot] = this.#decay;
-    }
+    numbers[NUMBERS_OF_ROW * i] = missed;
+    const row = this.#row;
+    row.rate = own * factor * scaleOf(Math.max(0, last - readStep));
+    row.age = last <= this.#began ? 0 : rowStep - last;
+    this.#rule.note(numbers, i, row);
     this.#mark(slot, rowStep);
   }
 
   /** @param rowStep of its last change; 0: it has its initial values again. */
   #mark(slot: number, rowStep: number): void {
-    this.#count += Number(rowStep > 0) - Number(this.#changed[slot]! > 0);
-    this.#changed[slot] = rowStep;
-  }
-
-  /** Enforces the limit of the norm. @returns whether the row is finite. */
-  #settle(slot: number, maxNorm: number | null): boolean {
-    const { width } = this;
-    const start = slot * width;
-    const theta = this.#theta;
-    let squares = 0;
-    for (let i = start; i < start + width; i++) squares += theta[i]! * theta[i]!;
-    if (!Number.isFinite(squares)) return false;
-    const norm = Math.sqrt(squares);
-    if (maxNorm === null || norm <= maxNorm) return true;
-    const factor = maxNorm / norm;
-    for (let i = start; i < start + width; i++) this.#theta[i] = this.#theta[i]! * factor;
-    return true;
-  }
-
-  // What an update is undone by.
-
-  #begin(): void {
-    const undo = this.#undo;
-    undo.slots.length = undo.fresh.length = undo.changed.length = undo.decays.length = 0;
-    undo.decay = this.#decay;
-    const size = this.#keys.length * (this.width + this.#stateSize);
-    if (undo.values.length < size) undo.values = new Float32Array(size);
-  }
-
-  #note(slot: number, last: number): void {
-    const { slots, fresh, changed, decays, values } = this.#undo;
-    const { width } = this;
-    const size = width + this.#stateSize;
-    const at = slots.length * size;
-    slots.push(slot);
-    fresh.push(last === 0);
-    changed.push(last);
-    decays.push(this.#decays[slot] ?? 0);
-    copyRow(this.#theta, slot * width, values, at, width);
-    copyRow(this.#state, slot * this.#stateSize, values, at + width, this.#stateSize);
+    const { changed } = this.#memory;
+    this.#count += Number(rowStep > 0) - Number(changed[slot]! > 0);
+    changed[slot] = rowStep;
   }
 
   /** Takes the last `apply` back. */
   undo(): void {
-    const { slots, fresh, changed, decays, values, decay } = this.#undo;
-    const { width } = this;
-    const size = width + this.#stateSize;
-    for (const [i, slot] of slots.entries()) {
-      this.#mark(slot, changed[i]!);
-      if (this.#decays.length > 0) this.#decays[slot] = decays[i]!;
-      if (fresh[i]) this.#index.remove(this.#index.keyOf(slot));
-      this.#theta.set(values.subarray(i * size, i * size + width), slot * width);
-      const state = values.subarray(i * size + width, (i + 1) * size);
-      this.#state.set(state, slot * this.#stateSize);
-    }
-    slots.length = 0;
-    this.#decay = decay;
+    this.#decay = this.#undo.decay;
+    this.#undo.restore((slot, changed) => {
+      this.#mark(slot, changed);
+      if (changed === 0) this.#index.remove(this.#index.keyOf(slot));
+    });
   }
 
   // Reading.
@@ -342,7 +258,7 @@ export class RowTable {
   /** −1: its values are the initial ones. */
   #find(key: number): number {
     const slot = this.#index.find(key);
-    return slot < 0 || this.#changed[slot] === 0 ? -1 : slot;
+    return slot < 0 || this.#memory.changed[slot] === 0 ? -1 : slot;
   }
 
   /**
@@ -350,29 +266,65 @@ export class RowTable {
    * @param capture null: as they are. @param out shape [keys.length, width].
    */
   read(keys: Uint32Array, capture: number | null, out: Float32Array): void {
-    const { width } = this;
+    const bytes = new Uint8Array(out.buffer, out.byteOffset, out.byteLength);
+    this.write(keys, capture, 'f32', bytes);
+  }
+
+  /** The same as they are sent. @param out the values of all of them in the encoding. */
+  write(
+    keys: Uint32Array,
+    capture: number | null,
+    encoding: 'f32' | 'bf16',
+    out: Uint8Array,
+  ): void {
+    const { width, pieceRows, rowsAsBytes, encoded, compression, at } = this.#memory;
     const then = capture === null ? null : this.#captures.of(capture);
-    const isPlain = then === null && this.#decays.length === 0;
-    for (let i = 0; i < keys.length; i++) {
-      const slot = isPlain ? this.#find(keys[i]!) : -1;
-      if (slot < 0) this.#readRow(keys[i]!, then, out.subarray(i * width, (i + 1) * width));
-      else copyRow(this.#theta, slot * width, out, i * width, width);
+    for (let from = 0; from < keys.length; from += pieceRows) {
+      const count = Math.min(pieceRows, keys.length - from);
+      this.#gather(keys, from, count, then);
+      const [start, size] = [from * width, count * width];
+      if (encoding === 'f32') out.set(rowsAsBytes.subarray(0, 4 * size), 4 * start);
+      else {
+        compression.encode_bf16(at.rows, size, at.encoded);
+        out.set(encoded.subarray(0, 2 * size), 2 * start);
+      }
     }
   }
 
-  #readRow(key: number, then: RowCapture | null, out: Float32Array): void {
+  /** Brings a piece of rows to the room `rows`. */
+  #gather(keys: Uint32Array, from: number, count: number, then: RowCapture | null): void {
+    const { width, kernels, slots, numbers, decays, rows, at } = this.#memory;
     const decay = then ? then.at.decay : this.#decay;
-    const kept = then?.rows.get(key);
-    if (kept) {
-      out.set(kept);
-      return;
+    const initial = then ? then.initial : this.#initial;
+    const isDecaying = decays.length > 0;
+    for (let i = 0; i < count; i++) {
+      const key = keys[from + i]!;
+      const kept = then?.rows.get(key);
+      const slot = kept === undefined ? this.#find(key) : -1;
+      slots[i] = slot;
+      if (isDecaying) numbers[i] = Math.exp(decay - (slot < 0 ? 0 : decays[slot]!));
     }
-    const slot = kept === null ? -1 : this.#find(key);
-    if (slot < 0) (then?.initial ?? this.#initial)(key, out);
-    else out.set(this.#theta.subarray(slot * this.width, (slot + 1) * this.width));
-    if (this.#decays.length === 0) return;
-    const factor = Math.exp(decay - (slot < 0 ? 0 : this.#decays[slot]!));
-    for (let j = 0; j < out.length; j++) out[j] = out[j]! * factor;
+    const factors = isDecaying ? at.numbers : 0;
+    kernels.rows_gather(count, width, slots.byteOffset, at.theta, factors, at.rows);
+    for (let i = 0; i < count; i++) {
+      if (slots[i]! >= 0) continue;
+      const key = keys[from + i]!;
+      const kept = then?.rows.get(key);
+      if (kept) {
+        rows.set(kept, i * width);
+        continue;
+      }
+      initial(key, at.rows + 4 * i * width);
+      if (isDecaying) scale(rows, i * width, width, numbers[i]!);
+    }
+  }
+
+  /** A row that has not changed since a capture, as it was then. */
+  #readRow(key: number, then: RowCapture, out: Float32Array): void {
+    const { width, theta, decays } = this.#memory;
+    const slot = this.#find(key);
+    out.set(theta.subarray(slot * width, (slot + 1) * width));
+    if (decays.length > 0) scale(out, 0, width, Math.exp(then.at.decay - decays[slot]!));
   }
 
   // Captures.
@@ -387,11 +339,12 @@ export class RowTable {
   }
 
   #keep(slot: number): void {
-    this.#captures.keep(this.#index.keyOf(slot), this.#changed[slot]!);
+    this.#captures.keep(this.#index.keyOf(slot), this.#memory.changed[slot]!);
   }
 
   /** All rows as they were then; those that were changed since are changed by this. */
   replace(id: number, rowStep: number): void {
+    const { theta, decays, width } = this.#memory;
     const then = this.#captures.of(id);
     // It will have no rows of its own: all are as they were.
     this.#captures.forget(id);
@@ -406,9 +359,9 @@ export class RowTable {
       if (row === null) continue;
       const slot = this.#index.insert(key);
       this.#keep(slot);
-      this.#theta.set(row, slot * this.width);
+      theta.set(row, slot * width);
       this.#mark(slot, rowStep);
-      if (this.#decays.length > 0) this.#decays[slot] = then.at.decay;
+      if (decays.length > 0) decays[slot] = then.at.decay;
     }
     this.#captures.make(id, { ...then.at, rowStep }, then.initial);
     this.#decay = then.at.decay;
@@ -423,18 +376,29 @@ export class RowTable {
   }
 
   /**
-   * Rows that are staged begin with these values instead of those of the initializer.
-   * @param arePretrained the values are those of a file. @throws DownpourError DP_LAYOUT_INVALID.
+   * Rows that are staged begin with these values, which are those of a file, instead of those of the initializer.
+   * @throws DownpourError DP_LAYOUT_INVALID.
    */
-  begin(rowStep: number, arePretrained = true): void {
-    const { width } = this;
-    for (const [i, key] of this.#keys.entries()) {
-      const slot = this.#index.insert(key);
+  begin(rowStep: number): void {
+    const { keys } = this.#staged;
+    for (let from = 0; from < keys.length; ) {
+      const count = this.#staged.load(from);
+      const piece = keys.subarray(from, from + count);
+      this.#place(piece, this.#memory.gradients, rowStep);
+      for (const key of piece) this.#markPretrained(this.#index.find(key));
+      from += count;
+    }
+  }
+
+  /** @param values shape [keys.length, width] or longer. @throws DownpourError DP_LAYOUT_INVALID: there is no room. */
+  #place(keys: Uint32Array, values: Float32Array, rowStep: number): void {
+    const { width, theta, decays } = this.#memory;
+    for (let i = 0; i < keys.length; i++) {
+      const slot = this.#index.insert(keys[i]!);
       if (slot < 0) throw full(this.name, this.#index.capacity);
-      this.#theta.set(this.#gradients.subarray(i * width, (i + 1) * width), slot * width);
+      theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
       this.#mark(slot, rowStep);
-      if (arePretrained) this.#markPretrained(slot);
-      if (this.#decays.length > 0) this.#decays[slot] = this.#decay;
+      if (decays.length > 0) decays[slot] = this.#decay;
     }
   }
 
@@ -443,7 +407,7 @@ export class RowTable {
   }
 
   #markPretrained(slot: number): void {
-    if (this.#pretrainedCount === 0) this.#pretrained = new Uint8Array(this.#changed.length);
+    if (this.#pretrainedCount === 0) this.#pretrained = new Uint8Array(this.#index.capacity);
     this.#pretrainedCount += 1 - this.#pretrained[slot]!;
     this.#pretrained[slot] = 1;
   }
@@ -451,8 +415,9 @@ export class RowTable {
   /** Rows that were in no push for too long are as if they had never been. */
   #expire(rowStep: number): void {
     const { expireAfter } = this.#config;
-    for (let slot = 0; slot < this.#changed.length; slot++) {
-      const last = this.#changed[slot]!;
+    const { changed } = this.#memory;
+    for (let slot = 0; slot < changed.length; slot++) {
+      const last = changed[slot]!;
       if (last === 0 || rowStep - last <= expireAfter! || this.#isPretrained(slot)) continue;
       this.#keep(slot);
       this.#remove(slot, this.#index.keyOf(slot));
@@ -468,13 +433,12 @@ export class RowTable {
   /** Rows that have values of their own, with all that belongs to them. */
   tensors(copy: CopyVector): RowTensors {
     const slots = this.#used();
-    const { width } = this;
-    const size = this.#stateSize;
+    const { width, stateSize: size, theta, state: states, changed, decays } = this.#memory;
     const values = new Float32Array(slots.length * width);
     const state = new Float32Array(slots.length * size);
     for (const [i, slot] of slots.entries()) {
-      values.set(this.#theta.subarray(slot * width, (slot + 1) * width), i * width);
-      state.set(this.#state.subarray(slot * size, (slot + 1) * size), i * size);
+      values.set(theta.subarray(slot * width, (slot + 1) * width), i * width);
+      state.set(states.subarray(slot * size, (slot + 1) * size), i * size);
     }
     const keys = slots.map((slot) => this.#index.keyOf(slot));
     const of = (numbers: Float64Array) => Float64Array.from(slots, (slot) => numbers[slot]!);
@@ -482,8 +446,8 @@ export class RowTable {
       keys: copy(splitKeys(keys)),
       values: copy(values),
       state: copy(state),
-      changed: copy(splitDoubles(of(this.#changed))),
-      decays: copy(splitDoubles(this.#decays.length > 0 ? of(this.#decays) : new Float64Array())),
+      changed: copy(splitDoubles(of(changed))),
+      decays: copy(splitDoubles(decays.length > 0 ? of(decays) : new Float64Array())),
       pretrained: copy(this.#flagsOf(slots)),
     };
   }
@@ -496,36 +460,37 @@ export class RowTable {
 
   #used(): number[] {
     const slots: number[] = [];
-    for (const [slot, step] of this.#changed.entries()) if (step > 0) slots.push(slot);
+    for (const [slot, step] of this.#memory.changed.entries()) if (step > 0) slots.push(slot);
     return slots;
   }
 
   restore(
-    state: RowTableState,
+    saved: RowTableState,
     { keys, values, state: own, changed, decays, pretrained }: RowTensors,
   ): void {
-    this.#began = state.began;
-    this.#decay = state.decay;
-    const { width } = this;
-    const size = this.#stateSize;
+    this.#began = saved.began;
+    this.#decay = saved.decay;
+    const { width, stateSize: size, theta, state, decays: sumsOf } = this.#memory;
     const steps = wholeDoubles(changed);
     const sums = wholeDoubles(decays);
     for (const [i, key] of wholeKeys(keys).entries()) {
       const slot = this.#index.insert(key);
       if (slot < 0) throw full(this.name, this.#index.capacity);
-      this.#theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
-      this.#state.set(own.subarray(i * size, (i + 1) * size), slot * size);
+      theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
+      state.set(own.subarray(i * size, (i + 1) * size), slot * size);
       this.#mark(slot, steps[i]!);
-      if (this.#decays.length > 0) this.#decays[slot] = sums[i]!;
+      if (sumsOf.length > 0) sumsOf[slot] = sums[i]!;
       if (pretrained[i] === 1) this.#markPretrained(slot);
     }
-    this.#index.restore(state.index);
+    this.#index.restore(saved.index);
   }
 
   /** All rows that have values of their own, now or at a capture, as they are when they are read. */
   rows(id: number | null): RowsAtMoment {
     const then = id === null ? null : this.#captures.of(id);
-    const own = this.#used().filter((slot) => !then || this.#changed[slot]! <= then.at.rowStep);
+    const own = this.#used().filter(
+      (slot) => !then || this.#memory.changed[slot]! <= then.at.rowStep,
+    );
     const kept = [...(then?.rows ?? [])].flatMap(([key, row]) => (row ? key : []));
     const all = new Set([...own.map((slot) => this.#index.keyOf(slot)), ...kept]);
     const keys = Uint32Array.from(all).sort();
@@ -547,13 +512,10 @@ export class RowTable {
   ): void {
     this.reset(at.seed);
     this.#decay = at.decay;
-    this.#keys = Uint32Array.from(keys);
-    this.#gradients = values;
-    this.begin(rowStep, false);
+    this.#place(Uint32Array.from(keys), values, rowStep);
     for (const [i, key] of keys.entries()) {
       if (pretrained[i] === 1) this.#markPretrained(this.#index.find(key));
     }
-    this.#gradients = new Float32Array();
   }
 
   momentOf(id: number): CaptureMoment {
@@ -567,20 +529,12 @@ export class RowTable {
 
   /** The same, of a table that is being restored. */
   restoreCapture(id: number, at: CaptureMoment, kept: RowTensorsOfCapture): void {
-    const initial = createInitialRow(this.#config.initializer, at.seed, this.name);
-    this.#captures.restore(id, at, initial, kept);
+    this.#captures.restore(id, at, this.#initialOf(at.seed), kept);
   }
 }
 
-/** By elements: two views cost more than the copy of a row. */
-function copyRow(
-  from: Float32Array,
-  fromAt: number,
-  to: Float32Array,
-  toAt: number,
-  count: number,
-): void {
-  for (let i = 0; i < count; i++) to[toAt + i] = from[fromAt + i]!;
+function scale(values: Float32Array, at: number, count: number, factor: number): void {
+  for (let i = at; i < at + count; i++) values[i] = values[i]! * factor;
 }
 
 /** All rows of a table that have values of their own. */
@@ -594,12 +548,4 @@ const full = (name: string, capacity: number) =>
   new DownpourError(
     'DP_LAYOUT_INVALID',
     `table '${name}' has room for ${capacity} rows, and more are given: set tables.${name}.rowsMax higher`,
-  );
-
-const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
-
-const tooLarge = (name: string, bytes: number, { count }: RowShare) =>
-  new DownpourError(
-    'DP_LAYOUT_INVALID',
-    `table '${name}' with the state of its optimizer takes ${gib(bytes)}${count > 1 ? ` on each of ${count} shards` : ''}; one server or shard holds ${gib(MEMORY_BYTES_MAX)} of a table: start the server with --shards ${Math.ceil((bytes * count) / (0.95 * MEMORY_BYTES_MAX))}, use fewer or narrower rows, or the optimizer adagrad or sgd`,
   );

@@ -6,12 +6,10 @@ import type { Push } from '../../../shared/protocol.ts';
 import { ALL_ROWS, mustBeOwnRows, type RowShare } from '../../../shared/row-shards.ts';
 import {
   decodeKeys,
-  encodeRows,
-  type RowEncoding,
   type RowShape,
   readEncodedRows,
   rowBytes,
-  type TableRows,
+  rowValueBytes,
   writeKeys,
 } from '../../../shared/rows.ts';
 import { rowShapes, tablesOf } from '../../../shared/tables.ts';
@@ -222,26 +220,19 @@ export class RunTables {
    * Rows as bytes, for one message. Changes nothing.
    * @param capture null: as they are.
    */
-  read(keys: readonly Uint32Array[], encoding: RowEncoding, capture: number | null): Uint8Array {
-    if (encoding === 'f32') return this.#readPlain(keys, capture);
-    const rows = this.#tables.map((table, i): TableRows => {
-      const values = new Float32Array(keys[i]!.length * table.width);
-      table.read(keys[i]!, capture, values);
-      return { keys: keys[i]!, values };
-    });
-    return encodeRows(this.shapes, rows, encoding);
-  }
-
-  /** Rows in f32, each read to where it is sent from. */
-  #readPlain(keys: readonly Uint32Array[], capture: number | null): Uint8Array<ArrayBuffer> {
+  read(
+    keys: readonly Uint32Array[],
+    encoding: 'f32' | 'bf16',
+    capture: number | null,
+  ): Uint8Array<ArrayBuffer> {
     const counts = keys.map(({ length }) => length);
-    const bytes = new Uint8Array(rowBytes(this.shapes, counts, 'f32'));
+    const bytes = new Uint8Array(rowBytes(this.shapes, counts, encoding));
     let at = 0;
     for (const [i, table] of this.#tables.entries()) {
       at = writeKeys(keys[i]!, bytes, at);
-      const values = new Float32Array(bytes.buffer, at, counts[i]! * table.width);
-      table.read(keys[i]!, capture, values);
-      at += values.byteLength;
+      const end = at + rowValueBytes(encoding, counts[i]!, table.width);
+      table.write(keys[i]!, capture, encoding, bytes.subarray(at, end));
+      at = end;
     }
     return bytes;
   }

@@ -1,7 +1,6 @@
-// Update kernels in AssemblyScript, compiled to WASM SIMD by `npm run kernels`. The reference twins are
-// in shared/optimizer.ts and server/core/averaging.ts; symbols are theirs. All arrays begin at multiples of 16
-// bytes; lengths are free: vectors that reach beyond a span are computed whole and stored masked.
-
+// Update kernels, compiled by `npm run kernels`. The reference twins are in shared/optimizer.ts and
+// server/core/averaging.ts; symbols are theirs. Arrays begin at multiples of 16 bytes; lengths are free.
+export * from './rows.ts';
 // How the gradient is written; see shared/compression.ts.
 const F32 = 0;
 const BF16 = 1;
