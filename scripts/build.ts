@@ -32,6 +32,7 @@ const ENTRIES: Readonly<Record<string, string>> = {
   images: 'worker/images.ts',
   layers: 'worker/layers.ts',
   server: 'library/server.ts',
+  text: 'worker/text.ts',
   worker: 'library/worker.ts',
   // Loaded by the command, by a thread, by a process.
   cli: 'cli/main.ts',
@@ -110,7 +111,7 @@ for (const [i, contents] of (await bundleDashboard()).entries()) {
 }
 await writeFile(join(DIST, 'licences.txt'), await licencesOf(metafile!));
 if (!withoutTypes) {
-  const exported = ['index', 'client', 'images', 'layers', 'server', 'worker'].map(
+  const exported = ['index', 'client', 'images', 'layers', 'server', 'text', 'worker'].map(
     (name) => ENTRIES[name]!,
   );
   const sources = [...exported, ...studies.map((name) => `study/${name}.ts`)];

@@ -4,6 +4,7 @@ import { base64Of, bytesOfBase64 } from './base64.ts';
 import { DownpourError } from './errors.ts';
 import { LIMITS } from './limits.ts';
 import type { DataSummary } from './protocol.ts';
+import { parseReading, type Reading } from './reading.ts';
 
 /**
  * What a run keeps about its data: everything that is needed to use its parameters. It must not be computed again,
@@ -327,6 +328,9 @@ function factsDifference(run: DataFacts, other: DataFacts): string | null {
   if (run.classCount !== other.classCount) {
     return `${other.classCount ?? 'no'} classes, but the run has ${run.classCount ?? 'none'}`;
   }
+  if (areOtherTokens(run.reading, other.reading)) {
+    return 'another vocabulary or tokenizer of the texts than the run';
+  }
   const [own, others] = [run.fields ?? [], other.fields ?? []];
   for (let i = 0; i < Math.max(own.length, others.length); i++) {
     const [a, b] = [own[i], others[i]].map((field) => field && describeField(field));
@@ -344,6 +348,27 @@ function factsDifference(run: DataFacts, other: DataFacts): string | null {
     }
   }
   return null;
+}
+
+/** Whether texts were divided into other tokens: the same numbers then mean something else. */
+function areOtherTokens(run: string | undefined, other: string | undefined): boolean {
+  if (run === undefined || other === undefined || run === other) return false;
+  const [a, b] = [run, other].map(tokensOfReading);
+  return a !== undefined && b !== undefined && a !== b;
+}
+
+/** Without the place of a tokenizer's file, which is another one on each machine. */
+function tokensOfReading(text: string): string | undefined {
+  let reading: Reading;
+  try {
+    reading = parseReading(text);
+  } catch {
+    // A newer release reads in ways that are not known here.
+    return undefined;
+  }
+  if (reading.kind !== 'text') return undefined;
+  const { tokens, lowerCase, size, vocabulary, unknown, tokenizer } = reading;
+  return JSON.stringify([tokens, lowerCase, size, vocabulary, unknown, tokenizer?.sha256]);
 }
 
 const describeField = ({ name, role, column, classes, classCount }: FieldFacts) =>

@@ -26,6 +26,10 @@ export const LIMITS = {
   topologyBytesMax: 2 ** 26,
   /** The layers of a pretrained model that a run keeps, compressed, as base64. */
   keptArchitectureBytesMax: 2 ** 20,
+  /** Entries of a vocabulary: a run keeps them all. */
+  vocabularySizeMax: 2 ** 20,
+  /** Tokens of one example. */
+  textLengthMax: 2 ** 20,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */

@@ -77,7 +77,46 @@ const ImageReadingSchema = Type.Object(
 );
 export type ImageReading = Static<typeof ImageReadingSchema>;
 
-const ReadingSchema = Type.Union([TableReadingSchema, ImageReadingSchema]);
+const TextReadingSchema = Type.Object(
+  {
+    kind: Type.Literal('text'),
+    /** What a token is; `tokenizer`: what the file of a tokenizer says. */
+    tokens: Type.Union([
+      Type.Literal('characters'),
+      Type.Literal('bytes'),
+      Type.Literal('words'),
+      Type.Literal('spaces'),
+      Type.Literal('tokenizer'),
+    ]),
+    /** Texts become lower case first. Absent: they do not. */
+    lowerCase: Type.Optional(Type.Literal(true)),
+    /** Kinds of tokens. */
+    size: Type.Integer({ minimum: 1 }),
+    /** The text of each token, '' for those with a meaning of their own. Absent: bytes, or of a tokenizer. */
+    vocabulary: Type.Optional(Type.Array(Type.String())),
+    /** The token of what is not in the vocabulary. */
+    unknown: Type.Optional(Type.Integer({ minimum: 0, maximum: 1 })),
+    tokenizer: Type.Optional(
+      Type.Object(
+        { file: Type.String(), sha256: Type.String({ pattern: '^[0-9a-f]{64}$' }) },
+        closed,
+      ),
+    ),
+    /** Tokens of an example. */
+    length: Type.Integer({ minimum: 1 }),
+    /** `next`: the targets are the token after each one. `padded`: an example is a text, filled up with the token 0. */
+    as: Type.Union([Type.Literal('next'), Type.Literal('padded')]),
+    /** Column of the texts in a table. Absent: each text was a file, or the experiment had them. */
+    column: Type.Optional(name),
+    encoding: Type.Optional(Type.String()),
+  },
+  closed,
+);
+export type TextReading = Static<typeof TextReadingSchema>;
+/** What turns a text into tokens, and tokens into text. */
+export type TokensReading = Omit<TextReading, 'kind' | 'length' | 'as' | 'column' | 'encoding'>;
+
+const ReadingSchema = Type.Union([TableReadingSchema, ImageReadingSchema, TextReadingSchema]);
 export type Reading = Static<typeof ReadingSchema>;
 
 const validator = Compile(ReadingSchema);

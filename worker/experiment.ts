@@ -67,13 +67,13 @@ export { type TarSourceOptions, tarSource } from './data/sources/tar.ts';
 export {
   type TextWindows,
   type TextWindowsOptions,
-  type Tokenizer,
   textWindows,
 } from './data/sources/text.ts';
 export { type CsvParts, loadCsv } from './data/tables/csv.ts';
 export type { CsvOptions } from './data/tables/csv-options.ts';
 export type { CsvData } from './data/tables/table.ts';
 export type { TarField } from './data/tar/tar-fields.ts';
+export type { Tokenizer } from './data/texts/vocabulary.ts';
 export type {
   Batch,
   BatchArguments,
@@ -578,6 +578,7 @@ const OWN_NAMES: Readonly<Record<string, string>> = {
   downpour: ownModule('index', new URL('../library/index.ts', import.meta.url)).href,
   'downpour/images': ownModule('images', new URL('images.ts', import.meta.url)).href,
   'downpour/layers': ownModule('layers', new URL('layers.ts', import.meta.url)).href,
+  'downpour/text': ownModule('text', new URL('text.ts', import.meta.url)).href,
 };
 /** Finds what a bundle has behind `FROM_DOWNPOUR`, for CommonJS. */
 const ownRequire = createRequire(import.meta.url);

@@ -10,8 +10,8 @@ export { type Metafile, type Plugin, transform } from 'esbuild';
 /** The folder of Downpour. */
 export const ROOT = fileURLToPath(OWN_FILES).replace(/[/\\]$/, '');
 
-/** What experiments import as `downpour`, `downpour/images` and `downpour/layers`. */
-export const OWN_IMPORT = /^downpour(\/(images|layers))?$/;
+/** What experiments import as `downpour`, `downpour/images`, `downpour/layers` and `downpour/text`. */
+export const OWN_IMPORT = /^downpour(\/(images|layers|text))?$/;
 
 const ENTRY = 'downpour:entry';
 

@@ -182,6 +182,7 @@ export const PAGE_MODULES = {
   experiment: 'worker/browser/experiment.ts',
   images: 'worker/images.ts',
   layers: 'worker/layers.ts',
+  text: 'worker/browser/text.ts',
 } as const;
 
 /** The built package has them in `dist/page/`, without the packages that they import. */
@@ -215,7 +216,7 @@ const pages: Plugin = {
       path: fileOf(
         path === 'downpour'
           ? 'experiment'
-          : (path.slice('downpour/'.length) as 'images' | 'layers'),
+          : (path.slice('downpour/'.length) as 'images' | 'layers' | 'text'),
       ),
     }));
     onResolve({ filter: /^[a-z0-9:_/]+$/ }, ({ path, importer }) => {

@@ -1,4 +1,4 @@
-import type { ColumnReading, Reading } from '../../shared/reading.ts';
+import type { ColumnReading, Reading, TextReading } from '../../shared/reading.ts';
 import type { AboutField } from '../../worker/serving/fields.ts';
 
 /** `README.md` beside an exported model: what a stranger needs to use it. */
@@ -102,6 +102,7 @@ ${rows.join('\n')}`;
     const sizes = fit ? `brought to ${width}×${height}` : `which must be ${width}×${height}`;
     return `An example is a picture, ${sizes}, in ${channels === 1 ? 'grey' : 'colour'}: \`{ width, height, data }\`, as \`getImageData\` of a canvas gives it.`;
   }
+  if (reading.kind === 'text') return textExample(reading);
   const rows = reading.columns.map(
     (column) =>
       `| ${column.name.replaceAll('|', '\\|')} | ${kindOf(column)} | ${column.gap || reading.missing === 'mean' ? 'yes' : 'no'} |`,
@@ -111,6 +112,13 @@ ${rows.join('\n')}`;
 | column | is | may be missing |
 |---|---|---|
 ${rows.join('\n')}`;
+}
+
+function textExample({ as, length, tokens, column = 'text' }: TextReading): string {
+  if (as === 'next' || tokens === 'tokenizer') {
+    return `An example is an array of ${length} tokens, by their numbers. \`reading\` of \`downpour.json\` says which tokens they are.`;
+  }
+  return `An example is a text, or an object \`{ ${JSON.stringify(column)}: "some words" }\`. The first ${length} tokens count.`;
 }
 
 /** Only names can be new to the model. */
@@ -155,7 +163,12 @@ function exampleOf(about: ModelOrigin, reading: Reading | undefined): string {
     return `{ ${values.join(', ')} }`;
   }
   if (reading?.kind === 'images') return 'picture';
-  if (!reading) return `[/* ${inputShape.reduce((a, b) => a * b, 1)} numbers */]`;
+  if (reading?.kind === 'text' && reading.as === 'padded' && reading.tokens !== 'tokenizer') {
+    return JSON.stringify('some words');
+  }
+  if (!reading || reading.kind === 'text') {
+    return `[/* ${inputShape.reduce((a, b) => a * b, 1)} numbers */]`;
+  }
   const values = reading.columns.map(
     (column) => `${JSON.stringify(column.name)}: ${JSON.stringify(sampleOf(column))}`,
   );

@@ -5,15 +5,15 @@ import { csvLine } from '../../shared/csv.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { type Prediction, predictionOf } from '../../shared/prediction.ts';
-import type { Reading } from '../../shared/reading.ts';
+import type { ImageReading, Reading, TableReading, TextReading } from '../../shared/reading.ts';
 import type { Column } from '../../worker/data/columns.ts';
 import { readNewImages } from '../../worker/data/pictures/new-images.ts';
 import { mustBeFinite } from '../../worker/data/precision.ts';
 import { readNewRows } from '../../worker/data/tables/read-examples.ts';
 import { readNewTable } from '../../worker/data/tables/read-inputs.ts';
 import { tableFiles } from '../../worker/data/tables/table-files.ts';
+import { newTextFiles, readNewTexts } from '../../worker/data/texts/new-texts.ts';
 import { BadExample } from '../../worker/serving/encode.ts';
-import { inputsOf } from '../../worker/serving/exported-model.ts';
 import { print, tell } from '../options.ts';
 import { groups } from '../output/progress.ts';
 import {
@@ -41,7 +41,9 @@ export async function predictCommand(
     // All are read before the first line is written: an error in the last one leaves no half of an answer.
     const read: NewExamples[] = [];
     for (const file of files) {
-      read.push(reading ? await readExamples(file, reading) : await readRowsOf(file, predictor));
+      if (reading?.kind === 'text') read.push(await readTextsOf(file, reading, predictor));
+      else if (reading) read.push(await readExamples(file, reading));
+      else read.push(await readRowsOf(file, predictor));
     }
     const told: Prediction[] = [];
     for (const { inputs } of read) {
@@ -64,15 +66,36 @@ export async function predictCommand(
 
 interface NewExamples {
   readonly inputs: Column | { readonly encoded: PredictorInputs; readonly count: number };
-  /** The line of each row in its file, or the path of each picture. */
+  /** The line of each row in its file, or the path of each picture or text. */
   readonly names: readonly (string | number)[];
 }
 
+/** A file is a text, or has many of them: a table, or lines of JSON. */
+async function readTextsOf(
+  file: string,
+  reading: TextReading,
+  { encode }: Predictor,
+): Promise<NewExamples> {
+  const { examples, lines } = await readNewTexts(file, reading);
+  try {
+    return {
+      inputs: { encoded: encode(examples), count: examples.length },
+      names: lines ?? [file],
+    };
+  } catch (error) {
+    if (!(error instanceof BadExample)) throw error;
+    const place = error.message.replace(/^example (\d+)/, (_, i) =>
+      lines ? `line ${lines[Number(i)]}` : 'the text',
+    );
+    throw new DownpourError('DP_DATA_CORRUPT', `${file}: ${place}`, { cause: error });
+  }
+}
+
 /** By the names of fields: no reader of files has said how the training data were read. */
-async function readRowsOf(file: string, { about, facts }: Predictor): Promise<NewExamples> {
+async function readRowsOf(file: string, { encode, facts }: Predictor): Promise<NewExamples> {
   const { examples, lines } = await readNewRows(file);
   try {
-    const encoded = inputsOf(about, examples);
+    const encoded = encode(examples);
     return { inputs: { encoded, count: examples.length }, names: lines };
   } catch (error) {
     if (!(error instanceof BadExample)) throw error;
@@ -93,20 +116,22 @@ function nameOf(
   file: string,
   { among, reading }: { readonly among: number; readonly reading: Reading | null },
 ): ExampleName {
-  if (reading?.kind !== 'images') return among > 1 ? { file, line: name } : { line: name };
-  const isInFolder = among > 1 && name !== file;
-  return { file: isInFolder ? join(file, String(name)) : name };
+  if (typeof name === 'number') return among > 1 ? { file, line: name } : { line: name };
+  const isInFolder = reading?.kind === 'images' && among > 1 && name !== file;
+  return { file: isInFolder ? join(file, name) : name };
 }
 
 /** A folder of tables, or a pattern, is several files; a folder of pictures is read as one. */
 async function filesOf(data: readonly string[], how: Reading | null): Promise<string[]> {
   const files: string[] = [];
-  for (const each of data)
-    files.push(...(how?.kind === 'images' ? [each] : await tableFiles(each)));
+  for (const each of data) {
+    if (how?.kind === 'images') files.push(each);
+    else files.push(...(await (how?.kind === 'text' ? newTextFiles(each, how) : tableFiles(each))));
+  }
   return files;
 }
 
-async function readExamples(data: string, how: Reading): Promise<NewExamples> {
+async function readExamples(data: string, how: TableReading | ImageReading): Promise<NewExamples> {
   if (how.kind === 'images') {
     const { inputs, files } = await readNewImages(data, how, tell);
     return { inputs, names: files };

@@ -7,6 +7,8 @@ import type { Reading } from '../../shared/reading.ts';
 import { type Column, rowSize, sizeOf } from '../../worker/data/columns.ts';
 import type { Minibatch } from '../../worker/data/examples.ts';
 import { examplesLike, transformFor } from '../../worker/data/facts.ts';
+import { tokenizerLike } from '../../worker/data/texts/tokenizer-file.ts';
+import type { Tokenizer } from '../../worker/data/texts/vocabulary.ts';
 import { copyScaled, scalerOf } from '../../worker/data/transform.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
@@ -15,7 +17,7 @@ import { buildModel, type Model } from '../../worker/model.ts';
 import { lossNames } from '../../worker/outputs.ts';
 import {
   type About,
-  type inputsOf,
+  inputsOf,
   ONE_INPUT,
   predictionsFrom,
   takingUnknown,
@@ -42,6 +44,8 @@ export interface PredictorOptions extends ServerOptions {
   readonly engine?: string;
   /** `none`: a category that the model has never seen sets none of the inputs of its column. Default: it is an error. */
   readonly unknown?: 'error' | 'none';
+  /** File of the tokenizer that the run was trained with. Default: where it was then. */
+  readonly tokenizer?: string;
 }
 
 export interface Predictor {
@@ -52,7 +56,9 @@ export interface Predictor {
   readonly reading: Reading | null;
   /** Raw inputs, as readers give them. @throws DownpourError DP_DATA_MISMATCH: of another shape. */
   predictColumn(inputs: Column): Promise<Prediction[]>;
-  /** @param inputs as `inputsOf` gives them. */
+  /** Inputs of examples, standardised. @throws BadExample. */
+  encode(examples: readonly unknown[]): PredictorInputs;
+  /** @param inputs as `encode` gives them. */
   predict(inputs: PredictorInputs, examples: number): Promise<Prediction[]>;
   close(): void;
 }
@@ -93,6 +99,7 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     } as unknown as Predictor['about'];
     const about = options.unknown === 'none' ? takingUnknown(own) : own;
     mustPredict(model, facts);
+    const tokenizer = await tokenizerOfRun(about.reading, options.tokenizer);
     const predict: Predictor['predict'] = async (inputs, examples) => {
       const fields = Object.values(inputs);
       const size = fields.reduce((sum, { shape }) => sum + sizeOf(shape), 0);
@@ -108,6 +115,7 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     };
     return {
       ...{ facts, data, about, predict, reading: about.reading ?? null },
+      encode: (examples) => inputsOf(about, examples, tokenizer),
       predictColumn: (column) => {
         const shape = column.shape.slice(1);
         const values = standardised(data, column);
@@ -118,6 +126,19 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
   } finally {
     await remove();
   }
+}
+
+/** The tokenizer of a run that was trained with the file of one; undefined: with none. @throws DownpourError DP_USAGE. */
+async function tokenizerOfRun(
+  reading: Reading | undefined,
+  path: string | undefined,
+): Promise<Tokenizer | undefined> {
+  if (reading?.kind === 'text' && reading.tokenizer) return tokenizerLike(reading, path);
+  if (path === undefined) return undefined;
+  throw new DownpourError(
+    'DP_USAGE',
+    `--tokenizer is given (${path}), but the run was not trained with the file of a tokenizer: leave it out`,
+  );
 }
 
 function mustPredict(model: Model, { run }: CheckpointFacts): void {

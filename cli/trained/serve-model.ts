@@ -7,7 +7,6 @@ import type { Prediction } from '../../shared/prediction.ts';
 import { VERSION } from '../../shared/version.ts';
 import { decodePicture } from '../../worker/data/pictures/pictures.ts';
 import { BadExample } from '../../worker/serving/encode.ts';
-import { inputsOf } from '../../worker/serving/exported-model.ts';
 import { print, untilInterrupted } from '../options.ts';
 import {
   openPredictor,
@@ -79,7 +78,7 @@ const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() })
 
 /** The routes around a model. Requests that come while it computes are answered together. */
 export async function modelApp(predictor: Predictor): Promise<FastifyInstance> {
-  const { about, facts, reading } = predictor;
+  const { about, encode, facts, reading } = predictor;
   const app = Fastify({ bodyLimit: BODY_BYTES_MAX, forceCloseConnections: true });
   await app.register(swagger, {
     openapi: { info: { title: `Model of run ${facts.run}`, version: VERSION } },
@@ -102,7 +101,7 @@ export async function modelApp(predictor: Predictor): Promise<FastifyInstance> {
     async ({ body: { examples } }) => {
       const given =
         reading?.kind === 'images' ? await Promise.all(examples.map(picture)) : examples;
-      const predictions = await predict(inputsOf(about, given), examples.length);
+      const predictions = await predict(encode(given), examples.length);
       return { run: facts.run, step: facts.step, predictions };
     },
   );

@@ -52,6 +52,7 @@ const sidebar = [
       page('Training well', 'methodology'),
       page('Experiments', 'experiments'),
       page('Images', 'images'),
+      page('Texts', 'text'),
       page('Layers and losses', 'layers'),
       page('Predict and export', 'export'),
       page('A cluster', 'cluster'),

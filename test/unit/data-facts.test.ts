@@ -5,6 +5,7 @@ import { Run } from '../../server/core/run.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import {
   type DataFacts,
+  dataDifference,
   decodeFacts,
   encodeFacts,
   packDoubles,
@@ -329,4 +330,33 @@ describe('from data and back', () => {
     expect(() => encodeFacts(tooMany)).toThrow(/at most 67108864 are allowed/);
     expect(codeOf(() => encodeFacts(tooMany))).toBe('DP_EXPERIMENT_INVALID');
   });
+});
+
+test('texts that became other tokens are other data, wherever the file of the tokenizer lies', () => {
+  const facts = plain;
+  const own = { kind: 'text', tokens: 'words', size: 3, vocabulary: ['', '', 'a'], unknown: 1 };
+  const tokenizer = { file: '/one/tokenizer.json', sha256: 'a'.repeat(64) };
+  const differs = (a: object, b: object) => {
+    const [run, other] = [a, b].map((more) => ({
+      data: summary,
+      facts: {
+        ...facts,
+        reading: JSON.stringify({ ...own, length: 4, as: 'next', ...more }),
+      },
+    }));
+    return dataDifference(run!, other!);
+  };
+  const another = 'another vocabulary or tokenizer of the texts than the run';
+  expect(differs({}, {})).toBeNull();
+  expect(differs({}, { vocabulary: ['', '', 'b'] })).toBe(another);
+  expect(differs({}, { lowerCase: true })).toBe(another);
+  expect(differs({ tokenizer }, { tokenizer: { ...tokenizer, file: '/two.json' } })).toBeNull();
+  expect(differs({ tokenizer }, { tokenizer: { ...tokenizer, sha256: 'b'.repeat(64) } })).toBe(
+    another,
+  );
+  // Of a newer release, or of an older one, which kept nothing.
+  expect(differs({}, { kind: 'sound' })).toBeNull();
+  expect(
+    dataDifference({ data: summary, facts }, { data: summary, facts: { ...facts, reading: 'x' } }),
+  ).toBeNull();
 });

@@ -7,7 +7,7 @@ import {
 } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
-import { inputNamesOf } from '../../shared/reading.ts';
+import { inputNamesOf, type Reading } from '../../shared/reading.ts';
 import { ARRAYS, type Column, kindOf } from './columns.ts';
 import type { ExampleField, PreparedData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
@@ -49,11 +49,23 @@ function fieldFacts(
 /** How the inputs were read, where that is known and they are what was read. */
 function readingFacts({ reading, names, shape }: Column): Pick<DataFacts, 'reading'> {
   if (!reading) return {};
-  const isAsRead =
-    reading.kind === 'table'
-      ? JSON.stringify(inputNamesOf(reading)) === JSON.stringify(names)
-      : String(shape.slice(1)) === String([reading.height, reading.width, reading.channels]);
-  return isAsRead ? { reading: JSON.stringify(reading) } : {};
+  return isAsRead(reading, shape.slice(1), names) ? { reading: JSON.stringify(reading) } : {};
+}
+
+/** Whether inputs of this shape are what was read. */
+function isAsRead(
+  reading: Reading,
+  shape: readonly number[],
+  names: readonly string[] | undefined,
+): boolean {
+  switch (reading.kind) {
+    case 'table':
+      return JSON.stringify(inputNamesOf(reading)) === JSON.stringify(names);
+    case 'images':
+      return String(shape) === String([reading.height, reading.width, reading.channels]);
+    case 'text':
+      return String(shape) === String([reading.length]);
+  }
 }
 
 /** @param depends fields of the configuration that `data()` has read. */

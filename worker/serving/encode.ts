@@ -1,8 +1,16 @@
-import type { ColumnReading, ImageReading, Reading, TableReading } from '../../shared/reading.ts';
+import type {
+  ColumnReading,
+  ImageReading,
+  Reading,
+  TableReading,
+  TextReading,
+} from '../../shared/reading.ts';
 import { paint } from '../data/pictures/paint.ts';
 import { givenNames, isMissing, nameOf, numberReader } from '../data/tables/cells.ts';
 import { dateParts } from '../data/tables/dates.ts';
 import { placeOfWord, wordsOf } from '../data/tables/words.ts';
+import { writePadded } from '../data/texts/padded.ts';
+import { type Tokenizer, tokenizerOf } from '../data/texts/vocabulary.ts';
 
 /**
  * Single examples as the numbers that a model takes: for programs that have records and pictures rather than files. It needs
@@ -23,8 +31,16 @@ export interface Encoder {
 /** An example that is not what the model was trained on. */
 export class BadExample extends Error {}
 
-export function encoderOf(reading: Reading): Encoder {
-  return reading.kind === 'table' ? tableEncoder(reading) : imageEncoder(reading);
+/** @param tokenizer of texts, where the reading names its file alone */
+export function encoderOf(reading: Reading, tokenizer?: Tokenizer): Encoder {
+  switch (reading.kind) {
+    case 'table':
+      return tableEncoder(reading);
+    case 'images':
+      return imageEncoder(reading);
+    case 'text':
+      return textEncoder(reading, tokenizer);
+  }
 }
 
 interface ColumnEncoder {
@@ -168,6 +184,56 @@ function imageEncoder(reading: ImageReading): Encoder {
       target.set(bytes, at);
     },
   };
+}
+
+/** The name of a text where it has no column. */
+const TEXT_FIELD = 'text';
+
+function textEncoder(reading: TextReading, given: Tokenizer | undefined): Encoder {
+  const { length, column = TEXT_FIELD, as } = reading;
+  const tokenizer = given ?? tokenizerOf(reading);
+  return {
+    size: length,
+    encode(example, target, at) {
+      if (Array.isArray(example) || ArrayBuffer.isView(example)) {
+        writeTokens(example as ArrayLike<unknown>, reading, target, at);
+        return;
+      }
+      if (as === 'next') {
+        throw new BadExample(
+          'the model is a language model, which continues a text: use `downpour sample`',
+        );
+      }
+      if (tokenizer === null) {
+        throw new BadExample(
+          `its tokens are those of the file ${reading.tokenizer?.file}, which is not read here: give the numbers of the tokens, or use \`downpour predict\``,
+        );
+      }
+      const named = (example as Record<string, unknown> | null)?.[column];
+      const text = typeof example === 'string' ? example : named;
+      if (typeof text !== 'string') {
+        throw new BadExample(`it must be a text, or an object with the text '${column}'`);
+      }
+      writePadded(tokenizer.encode(text), target, at, length);
+    },
+  };
+}
+
+/** Tokens by their numbers, for programs that have a tokenizer of their own. */
+function writeTokens(
+  tokens: ArrayLike<unknown>,
+  { length, size, as }: TextReading,
+  target: Float64Array,
+  at: number,
+): void {
+  const bad = Array.from(tokens).find(
+    (token) => !(Number.isInteger(token) && (token as number) >= 0 && (token as number) < size),
+  );
+  if (bad !== undefined || tokens.length > length || (as === 'next' && tokens.length < length)) {
+    const count = as === 'next' ? `${length}` : `at most ${length}`;
+    throw new BadExample(`it must be ${count} tokens, whole numbers from 0 to ${size - 1}`);
+  }
+  writePadded(tokens as ArrayLike<number>, target, at, length);
 }
 
 const isBytes = (value: unknown): value is Uint8Array | Uint8ClampedArray =>

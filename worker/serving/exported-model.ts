@@ -6,6 +6,7 @@ import {
   predictionsOf,
 } from '../../shared/prediction.ts';
 import type { Reading } from '../../shared/reading.ts';
+import type { Tokenizer } from '../data/texts/vocabulary.ts';
 import { copyScaled, scalerOf } from '../data/transform.ts';
 import { BadExample, type Encoder, encoderOf } from './encode.ts';
 import { type AboutField, type EncodedField, encodeFields } from './fields.ts';
@@ -86,15 +87,19 @@ function mustBeOptions(options: OpenOptions): void {
 /** The field of a model with one input, which has no name of its own. */
 export const ONE_INPUT = 'inputs';
 
-/** Inputs of examples, standardised, by field; a single input is `ONE_INPUT`. @throws BadExample. */
+/**
+ * Inputs of examples, standardised, by field; a single input is `ONE_INPUT`.
+ * @param tokenizer of texts, where the model names its file alone. @throws BadExample.
+ */
 export function inputsOf(
   about: About,
   examples: readonly unknown[],
+  tokenizer?: Tokenizer,
 ): Readonly<Record<string, EncodedField>> {
   const { fields = [], inputShape, reading } = about;
   if (inputShape[0] !== 0 && fields.every(({ role }) => role === 'target')) {
     if (reading || !examples.some(isNamed)) {
-      return { [ONE_INPUT]: { values: oneInput(about, examples), shape: inputShape } };
+      return { [ONE_INPUT]: { values: oneInput(about, examples, tokenizer), shape: inputShape } };
     }
     const named = examples.map((each) => (isNamed(each) ? each : { [ONE_INPUT]: each }));
     return encodeFields(namedInputs(about), named);
@@ -123,10 +128,14 @@ const isNamed = (example: unknown) =>
   !Array.isArray(example) &&
   !ArrayBuffer.isView(example);
 
-function oneInput(about: About, examples: readonly unknown[]): Float32Array {
+function oneInput(
+  about: About,
+  examples: readonly unknown[],
+  tokenizer: Tokenizer | undefined,
+): Float32Array {
   const { inputTransform, inputShape, reading } = about;
   const size = inputShape.reduce((product, each) => product * each, 1);
-  const encoder = reading ? encoderOf(reading) : numbersEncoder(size);
+  const encoder = reading ? encoderOf(reading, tokenizer) : numbersEncoder(size);
   const raw = new Float64Array(size);
   const inputs = new Float32Array(examples.length * size);
   const scaler = scalerOf(inputTransform);

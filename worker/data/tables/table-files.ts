@@ -10,6 +10,8 @@ export interface TableKind {
   readonly fits: RegExp;
   /** For messages: the endings of their names. */
   readonly endings: string;
+  /** For messages: what a file is. Default: a table. */
+  readonly what?: string;
 }
 
 const TEXT: TableKind = {
@@ -52,7 +54,7 @@ export async function tableFiles(path: string, kind: TableKind = TEXT): Promise<
   if (names.length > FILES_MAX) {
     throw new DownpourError(
       'DP_EXPERIMENT_INVALID',
-      `${path} names ${names.length} files; at most ${FILES_MAX} are read as one table: join some of them`,
+      `${path} names ${names.length} files; at most ${FILES_MAX} are read as one ${kind.what ?? 'table'}: join some of them`,
     );
   }
   if (names.length > 0) return names.map((name) => join(folder, name));
@@ -60,7 +62,7 @@ export async function tableFiles(path: string, kind: TableKind = TEXT): Promise<
     'DP_DATA_MISSING',
     isPattern
       ? `no file in ${folder} fits '${last}'; look at the spelling of the pattern`
-      : `${path} has no table: none of its files ends in ${kind.endings}`,
+      : `${path} has no ${kind.what ?? 'table'}: none of its files ends in ${kind.endings}`,
   );
 }
 
