@@ -354,7 +354,7 @@ test('texts that became other tokens are other data, wherever the file of the to
   expect(differs({ tokenizer }, { tokenizer: { ...tokenizer, sha256: 'b'.repeat(64) } })).toBe(
     another,
   );
-  // Of a newer release, or of an older one, which kept nothing.
+  // A newer release wrote it, or it is no JSON.
   expect(differs({}, { kind: 'sound' })).toBeNull();
   expect(
     dataDifference({ data: summary, facts }, { data: summary, facts: { ...facts, reading: 'x' } }),
