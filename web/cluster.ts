@@ -7,6 +7,7 @@ import { ago, bytes, count, duration, plural } from './format.ts';
 import { arrange, fillNew, h } from './html.ts';
 import { card, emptyState, Tile, type View } from './parts.ts';
 import { client, state } from './store.ts';
+import { ViewReadings } from './view-readings.ts';
 
 /** Who computes, how fast, for whom, and what is wrong. */
 
@@ -37,8 +38,12 @@ class ClusterView implements View {
     `npx downpour work --server ${BASE.replace(/^http/, 'ws')}`,
   );
   readonly #lanes = new Lanes();
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #isEnded = false;
+  readonly #readings = new ViewReadings();
+  readonly #timeline = this.#readings.of({
+    what: 'what the workers did',
+    read: () => client.timeline(),
+    show: (found) => this.#lanes.show(found),
+  });
 
   constructor() {
     this.#none.classList.add('inside');
@@ -47,13 +52,13 @@ class ClusterView implements View {
       'div',
       {},
       h('h1', {}, 'Cluster'),
+      this.#readings.problem,
       h('dl', { class: 'tiles' }, ...tiles),
       card('Alerts', this.#alerts),
       card('Workers', this.#table, this.#none),
       this.#lanes.element,
     );
     this.update();
-    void this.#read();
   }
 
   update(): void {
@@ -61,6 +66,8 @@ class ClusterView implements View {
     const connected = workers.filter((worker) => worker.state !== 'gone');
     this.#showWorkers(connected);
     if (state.server) this.#showServer(state.server);
+    // Its bars move on by themselves.
+    this.#timeline.want(String(Math.floor(performance.now() / READ_MS)), READ_MS);
     this.#none.hidden = workers.length > 0;
     this.#table.hidden = workers.length === 0;
     arrange(
@@ -76,8 +83,7 @@ class ClusterView implements View {
   }
 
   destroy(): void {
-    this.#isEnded = true;
-    clearTimeout(this.#timer);
+    this.#readings.end();
   }
 
   #showWorkers(connected: readonly WorkerSummary[]): void {
@@ -114,13 +120,6 @@ class ClusterView implements View {
     tiles.memory.show(bytes(memoryBytes.rss), `${bytes(memoryBytes.arrayBuffers)} of it payloads`);
     tiles.server.show(version, `started ${ago(startedAt)}`);
     fillNew(this.#alerts, server.alerts, () => [alertList(server.alerts)]);
-  }
-
-  async #read(): Promise<void> {
-    const found = document.hidden ? null : await client.timeline().catch(() => null);
-    if (this.#isEnded) return;
-    if (found) this.#lanes.show(found);
-    this.#timer = setTimeout(() => void this.#read(), READ_MS);
   }
 }
 

@@ -74,6 +74,9 @@ class CompareView implements View {
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   readonly #chart = new Chart('Comparison', { height: 420, empty: 'Reading the curves …' });
+  /** Of the runs that could not be read: why. */
+  readonly #failures = new Map<string, string>();
+  readonly #problem = h('p', { class: 'problem view-problem', role: 'status' });
   readonly #progress = h('p', { class: 'muted', role: 'status' });
   readonly #note = h('p', { class: 'muted' });
   readonly #value = new Select('Value', YS, this.#y, (value) => {
@@ -124,7 +127,14 @@ class CompareView implements View {
             ),
           ]
         : [
-            card('Curves', this.#controls(), this.#chart.element, this.#note, this.#progress),
+            card(
+              'Curves',
+              this.#controls(),
+              this.#chart.element,
+              this.#note,
+              this.#progress,
+              this.#problem,
+            ),
             card('What differs', this.#differences),
             card('Runs', this.#table(), this.#more),
           ];
@@ -231,6 +241,9 @@ class CompareView implements View {
     await Promise.all(Array.from({ length: READERS }, next));
     this.#isReading = false;
     if (this.#isEnded) return;
+    const [why] = this.#failures.values();
+    const words = `Could not read ${plural(this.#failures.size, 'run')}: ${why}. Trying again.`;
+    setText(this.#problem, why === undefined ? '' : words);
     setText(this.#progress, '');
     if (isNew) {
       this.#showTables();
@@ -245,14 +258,21 @@ class CompareView implements View {
     const run = state.runs.get(id);
     // What is many is drawn in fewer points each.
     const points = Math.max(100, Math.min(600, Math.floor(20_000 / this.#ids.length)));
-    const [metrics, detail] = await Promise.all([
-      client.metrics(id, points).catch(() => null),
-      this.#details.get(id) ?? client.run(id).catch(() => null),
-    ]);
-    if (detail) this.#details.set(id, detail);
-    if (!metrics || !run) return false;
-    this.#metrics.set(id, metrics);
-    this.#curveOf(metrics);
+    try {
+      const [metrics, detail] = await Promise.all([
+        client.metrics(id, points),
+        this.#details.get(id) ?? client.run(id),
+      ]);
+      this.#failures.delete(id);
+      if (!run) return false;
+      this.#details.set(id, detail);
+      this.#metrics.set(id, metrics);
+      this.#curveOf(metrics);
+    } catch (error) {
+      // Its stamp stays, so it is read again; one that was removed is not.
+      if (state.runs.has(id)) this.#failures.set(id, (error as Error).message);
+      return false;
+    }
     this.#stamps.set(id, stampOf(run));
     if (this.#metrics.size < this.#ids.length) {
       setText(this.#progress, `${this.#metrics.size} of ${plural(this.#ids.length, 'run')} read`);

@@ -69,17 +69,35 @@ export function fillNew(element: HTMLElement, facts: unknown, make: () => Child[
 const shown = new WeakMap<HTMLElement, string>();
 
 /**
- * Children in the place of those before, but for those that are the same: what is under the pointer or has the focus
- * stays. A child that stays keeps its own listeners, which must do the same.
+ * Children in the place of those before, but for those that are the same, at any depth: what is under the pointer or
+ * has the focus stays. An element that stays keeps its own listeners, which must do the same; one that can be clicked
+ * stays only if nothing about it has changed.
  */
 export function patch(element: Element, wanted: readonly Child[]): void {
-  const made = [...h('div', {}, ...wanted).childNodes];
+  patchNodes(element, [...h('div', {}, ...wanted).childNodes]);
+}
+
+function patchNodes(element: Element, made: readonly ChildNode[]): void {
   for (const [i, child] of made.entries()) {
     const old = element.childNodes[i];
     if (!old) element.append(child);
-    else if (!old.isEqualNode(child)) old.replaceWith(child);
+    else if (old.isEqualNode(child)) continue;
+    else if (isSameFrame(old, child)) patchNodes(old, [...child.childNodes]);
+    else old.replaceWith(child);
   }
   while (element.childNodes.length > made.length) element.lastChild!.remove();
+}
+
+const CLICKABLE = 'a, button, input, select, textarea, summary';
+
+/** Both are the same but for what is in them. */
+function isSameFrame(old: ChildNode, child: ChildNode): old is Element & ChildNode {
+  return (
+    old instanceof Element &&
+    child instanceof Element &&
+    !old.matches(CLICKABLE) &&
+    old.cloneNode(false).isEqualNode(child.cloneNode(false))
+  );
 }
 
 /** A text that is written only when it has changed, so that a selection in it stays. */

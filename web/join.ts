@@ -139,8 +139,9 @@ async function start(): Promise<void> {
   const answer = await fetch(script).catch(() => null);
   if (!answer?.ok) {
     if (answer?.status === 401 || answer?.status === 403) return askWho();
-    const said = answer ? ((await answer.json()) as { message: string }).message : null;
-    return ended(said ?? 'The server does not answer.');
+    const said = await answer?.json().catch(() => null);
+    const status = answer ? `The server answered ${answer.status}.` : 'The server does not answer.';
+    return ended((said as { message?: string } | null)?.message ?? status);
   }
   const mine = new Worker(script, { type: 'module' });
   worker = mine;

@@ -6,6 +6,7 @@ import { brand, themeButton } from './head.ts';
 import { fill, fillNew, h, setAttribute, setText } from './html.ts';
 import { loginView } from './login.ts';
 import { emptyState, type View } from './parts.ts';
+import { watchPresses } from './press.ts';
 import { runView } from './run.ts';
 import { runsView } from './runs.ts';
 import { drawSoon, followServer, learnWho, logOut, state, subscribe } from './store.ts';
@@ -124,6 +125,7 @@ function start(): void {
 
 async function begin(): Promise<void> {
   initTheme();
+  watchPresses();
   document.body.append(
     h(
       'a',

@@ -1,8 +1,15 @@
-import type { Metrics, RunDetail, RunSummary } from '../shared/rest.ts';
+import type {
+  CheckpointSummary,
+  Metrics,
+  RunDetail,
+  RunExamples,
+  RunSummary,
+  StudySummary,
+} from '../shared/rest.ts';
 import type { Chart } from './chart.ts';
 import { cardsOf } from './figures.ts';
 import { ago, count } from './format.ts';
-import { fill, fillNew, h, setText } from './html.ts';
+import { fillNew, h, patch, setText } from './html.ts';
 import { observationsCards } from './observations.ts';
 import { badge, card, emptyState, isActive, type View } from './parts.ts';
 import { actionsOf, fork, reportButton } from './run/actions.ts';
@@ -19,8 +26,9 @@ import { labelsOf } from './run/labels.ts';
 import { logOf } from './run/log.ts';
 import { RunTiles } from './run/tiles.ts';
 import { saveButtons } from './save.ts';
-import { client, isOperator, knowsAllRuns, lookForRun, state } from './store.ts';
-import { kindText } from './studies.ts';
+import { addRun, client, isOperator, knowsAllRuns, state } from './store.ts';
+import { kindText, studiesStamp } from './studies.ts';
+import { ViewReadings } from './view-readings.ts';
 
 /** One run: its curves, where its early stopping stands, its checkpoints, and what may be done with it. */
 
@@ -59,26 +67,74 @@ class RunScreen implements View {
   readonly #page: HTMLElement;
   readonly #missing: HTMLElement;
 
+  readonly #readings = new ViewReadings();
   #metrics: Metrics | null = null;
   #detail: RunDetail | null = null;
-  /** What the curves show: step, phase and last evaluation of the run. */
-  #seen = 'nothing';
   #readStep = -1;
-  #readAt = Number.NEGATIVE_INFINITY;
-  #isReading = false;
-  #timer: ReturnType<typeof setTimeout> | undefined;
   #isDrawn = false;
-  #isLookedFor = false;
-  #isEnded = false;
-  #isObserving = false;
-  #observedAt = Number.NEGATIVE_INFINITY;
   #observedStep = -1;
-  #observedPhase = '';
-  #looksVersion = -1;
-  #examplesStep: number | null = null;
-  #logStamp = '';
-  #logAt = Number.NEGATIVE_INFINITY;
-  #shownCheckpoint: string | null | undefined;
+
+  /** One that the feed has not come to yet. */
+  readonly #facts = this.#readings.of({
+    what: 'this run',
+    read: () => client.run(this.title),
+    show: addRun,
+  });
+  readonly #curves = this.#readings.of({
+    what: 'the curves',
+    read: async () => {
+      const step = state.runs.get(this.title)?.step ?? -1;
+      return { step, metrics: await client.metrics(this.title, POINTS) };
+    },
+    show: ({ step, metrics }) => {
+      this.#metrics = metrics;
+      this.#readStep = step;
+      this.#draw();
+    },
+  });
+  readonly #details = this.#readings.of({
+    what: 'the configuration',
+    read: () => client.run(this.title),
+    show: (detail) => {
+      this.#detail = detail;
+      patch(this.#configuration, [configurationOf(detail)]);
+      this.update();
+    },
+  });
+  readonly #list = this.#readings.of({
+    what: 'the checkpoints',
+    read: () => client.checkpoints(this.title),
+    show: (list) => {
+      const beginWith = (checkpoint: CheckpointSummary) => {
+        const run = state.runs.get(this.title);
+        if (run) void fork(run)(checkpoint);
+      };
+      patch(this.#checkpoints, [checkpointTable(this.title, list, beginWith)]);
+    },
+  });
+  readonly #observed = this.#readings.of({
+    what: 'the samples',
+    read: () => client.observations(this.title),
+    show: (observed) => {
+      this.#observedStep = observed.samples.at(-1)?.step ?? 0;
+      this.#observations.show(observed);
+    },
+  });
+  readonly #studies = this.#readings.of({
+    what: 'the looks at this model',
+    read: () => client.studies(),
+    show: (studies) => this.#showLooks(studies),
+  });
+  readonly #predicted = this.#readings.of({
+    what: 'the predictions',
+    read: () => client.examples(this.title),
+    show: (found) => this.#showExamples(found),
+  });
+  readonly #lines = this.#readings.of({
+    what: 'the log',
+    read: () => client.runLog(this.title),
+    show: (found) => patch(this.#log, [logOf(this.title, found)]),
+  });
 
   constructor(id: string) {
     this.title = id;
@@ -92,8 +148,8 @@ class RunScreen implements View {
     );
     this.#missing.hidden = true;
     this.element = h('div', {}, this.#page, this.#missing);
+    this.#curves.want('', READ_MS);
     this.update();
-    void this.#read();
   }
 
   update(): void {
@@ -101,32 +157,31 @@ class RunScreen implements View {
     this.#missing.hidden = run !== undefined || !knowsAllRuns();
     this.#page.hidden = !this.#missing.hidden;
     if (!run) {
-      if (state.link === 'live' && !this.#isLookedFor) void lookForRun(this.title);
-      this.#isLookedFor ||= state.link === 'live';
+      if (state.link === 'live' && !knowsAllRuns()) this.#facts.want('');
       return;
     }
     this.#show(run);
     // The curves may have come before the facts.
     if (!this.#isDrawn) this.#draw();
-    if (stampOf(run) !== this.#seen) void this.#read();
-    if (run.checkpoint?.file !== this.#shownCheckpoint) {
-      this.#shownCheckpoint = run.checkpoint?.file ?? null;
-      void this.#readCheckpoints(run);
-    }
+    this.#curves.want(`${run.step} ${run.phase} ${run.validation?.step}`, READ_MS);
+    this.#list.want(String(run.checkpoint?.file));
     // A group may be trained from this step on.
-    const thaws = this.#detail?.groups?.some(
-      ({ frozen, trainedFrom }) => frozen && trainedFrom !== null && run.step >= trainedFrom,
+    const thawed = (this.#detail?.groups ?? []).filter(
+      ({ trainedFrom }) => trainedFrom !== null && run.step >= trainedFrom,
     );
-    if (!this.#detail || thaws) void this.#readDetail();
-    void this.#readObservations(run);
-    void this.#readLooks();
-    void this.#readExamples(run);
-    void this.#readLog(run);
+    this.#details.want(String(thawed.length));
+    this.#wantObservations(run);
+    this.#studies.want(studiesStamp());
+    // They are new with each evaluation of the validation part.
+    if (run.validation) this.#predicted.want(String(run.validation.step));
+    // When something may have happened to the run, and not more often than its curves.
+    const { phase, validation, workers, rollbacks, checkpoint } = run;
+    const facts = [phase, validation?.step, workers, rollbacks.length, checkpoint?.file];
+    this.#lines.want(JSON.stringify(facts), READ_MS);
   }
 
   destroy(): void {
-    this.#isEnded = true;
-    clearTimeout(this.#timer);
+    this.#readings.end();
     this.#charts.destroy();
     this.#observations.destroy();
   }
@@ -141,6 +196,7 @@ class RunScreen implements View {
       h('div', { class: 'headline' }, this.#name, this.#phase, this.#actions),
       this.#labels,
       this.#reason,
+      this.#readings.problem,
       h('dl', { class: 'tiles' }, ...this.#tiles.elements),
       h(
         'div',
@@ -195,59 +251,16 @@ class RunScreen implements View {
     this.element.dataset.step = String(this.#readStep);
   }
 
-  /** Curves are asked for when there is something new, and not more often than every two seconds. */
-  async #read(): Promise<void> {
-    const run = state.runs.get(this.title);
-    const stamp = run ? stampOf(run) : '';
-    if (this.#isReading || this.#isEnded) return;
-    const wait = this.#readAt + READ_MS - performance.now();
-    if (wait > 0) {
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => this.update(), wait);
-      return;
-    }
-    this.#isReading = true;
-    this.#readAt = performance.now();
-    try {
-      this.#metrics = await client.metrics(this.title, POINTS);
-      this.#seen = stamp;
-      this.#readStep = run?.step ?? -1;
-      if (!this.#isEnded) this.#draw();
-    } catch {
-      // The link's state is shown above; the next update asks again.
-    } finally {
-      this.#isReading = false;
-    }
-  }
-
   /** Samples are large, and new ones come seldom. */
-  async #readObservations(run: RunSummary): Promise<void> {
+  #wantObservations(run: RunSummary): void {
     const every = this.#detail?.config.observe.everySteps;
     if (this.#detail) this.#sampling.hidden = every !== null;
     const isDue = run.step >= this.#observedStep + (every ?? 0) || !isActive(run);
-    const isKnown = this.#observedPhase === `${run.phase} ${run.step}`;
-    if (every == null || this.#isObserving || !isDue || isKnown) return;
-    const wait = this.#observedAt + OBSERVE_MS - performance.now();
-    if (wait > 0 && isActive(run)) return;
-    this.#isObserving = true;
-    this.#observedAt = performance.now();
-    try {
-      const observed = await client.observations(this.title);
-      this.#observedPhase = `${run.phase} ${run.step}`;
-      this.#observedStep = observed.samples.at(-1)?.step ?? 0;
-      if (!this.#isEnded) this.#observations.show(observed);
-    } catch {
-      // As with the curves.
-    } finally {
-      this.#isObserving = false;
-    }
+    if (every == null || !isDue) return;
+    this.#observed.want(`${run.phase} ${run.step}`, isActive(run) ? OBSERVE_MS : 0);
   }
 
-  async #readLooks(): Promise<void> {
-    const version = state.server?.studiesVersion ?? -1;
-    if (version === this.#looksVersion) return;
-    this.#looksVersion = version;
-    const studies = await client.studies().catch(() => []);
+  #showLooks(studies: readonly StudySummary[]): void {
     const mine = studies.filter(({ run }) => run === this.title);
     this.#looks.hidden = mine.length === 0;
     const items = mine.map(({ name, kind, title, updatedAt }) =>
@@ -258,16 +271,10 @@ class RunScreen implements View {
         h('span', { class: 'sub' }, `${kindText(kind)}, ${ago(updatedAt)}`),
       ),
     );
-    fill(this.#looks, h('h2', {}, 'Looks at this model'), h('ul', { class: 'plain' }, ...items));
+    patch(this.#looks, [h('h2', {}, 'Looks at this model'), h('ul', { class: 'plain' }, ...items)]);
   }
 
-  /** They are new with each evaluation of the validation part. */
-  async #readExamples({ validation }: RunSummary): Promise<void> {
-    const step = validation?.step ?? null;
-    if (step === null || step === this.#examplesStep) return;
-    this.#examplesStep = step;
-    const found = await client.examples(this.title).catch(() => null);
-    if (!found || this.#isEnded) return;
+  #showExamples(found: RunExamples): void {
     this.#examplesCard.hidden = found.examples.length === 0;
     fillNew(this.#examples, found, () => [
       h(
@@ -278,39 +285,7 @@ class RunScreen implements View {
       cardsOf('Predictions', found.examples),
     ]);
   }
-
-  /** When something may have happened to the run, and not more often than its curves. */
-  async #readLog(run: RunSummary): Promise<void> {
-    const { phase, validation, workers, rollbacks, checkpoint } = run;
-    const facts = [phase, validation?.step, workers, rollbacks.length, checkpoint?.file];
-    const stamp = JSON.stringify(facts);
-    const now = performance.now();
-    if (stamp === this.#logStamp || now - this.#logAt < READ_MS) return;
-    this.#logStamp = stamp;
-    this.#logAt = now;
-    // A server of an older release has none.
-    const found = await client.runLog(this.title).catch(() => null);
-    if (!found || this.#isEnded) return;
-    fillNew(this.#log, found, () => [logOf(this.title, found)]);
-  }
-
-  async #readDetail(): Promise<void> {
-    this.#detail = await client.run(this.title).catch(() => null);
-    if (this.#detail) fill(this.#configuration, configurationOf(this.#detail));
-  }
-
-  async #readCheckpoints(run: RunSummary): Promise<void> {
-    const list = await client.checkpoints(this.title).catch(() => null);
-    if (!list || this.#isEnded) return;
-    fill(
-      this.#checkpoints,
-      checkpointTable(run.id, list, () => fork(run)),
-    );
-  }
 }
-
-/** What new curves would show. */
-const stampOf = ({ step, phase, validation }: RunSummary) => `${step} ${phase} ${validation?.step}`;
 
 /** In the place of samples, where a run has none. */
 function samplingCard(): HTMLElement {

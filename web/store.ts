@@ -8,6 +8,7 @@ import type {
 import { createRestClient } from '../shared/rest-client.ts';
 import { BASE } from './base.ts';
 import { emptyState } from './parts.ts';
+import { whenReleased } from './press.ts';
 
 /** What the page knows: who looks, and the server's state as its feed tells it. */
 
@@ -38,11 +39,10 @@ export const isOperator = () => state.login.role === 'operator';
 /** What is not among the runs is not there. */
 export const knowsAllRuns = () => state.link === 'live' && state.rest === 0;
 
-/** One that the feed has not come to yet. */
-export async function lookForRun(id: string): Promise<void> {
-  const run = await client.run(id).catch(() => null);
-  if (!run || state.runs.has(id)) return;
-  state.runs.set(id, run);
+/** A run that the feed has not come to yet. */
+export function addRun(run: RunSummary): void {
+  if (state.runs.has(run.id)) return;
+  state.runs.set(run.id, run);
   drawSoon();
 }
 
@@ -62,10 +62,12 @@ export function subscribe(listener: () => void): () => void {
 export function drawSoon(): void {
   if (drawing) return;
   drawing = true;
-  requestAnimationFrame(() => {
-    drawing = false;
-    for (const listener of [...listeners]) listener();
-  });
+  requestAnimationFrame(() =>
+    whenReleased(() => {
+      drawing = false;
+      for (const listener of [...listeners]) listener();
+    }),
+  );
 }
 
 /** A page that nobody sees costs the server nothing. */
@@ -179,7 +181,10 @@ export async function logIn(token: string, work = false): Promise<void> {
     headers: { 'content-type': 'application/json' },
     body: JSON.stringify(work ? { token, work } : { token }),
   });
-  if (!response.ok) throw new Error(((await response.json()) as { message: string }).message);
+  if (!response.ok) {
+    const said = (await response.json().catch(() => null)) as { message?: string } | null;
+    throw new Error(said?.message ?? `The server answered ${response.status}.`);
+  }
   state.login = (await response.json()) as LoginFacts;
 }
 

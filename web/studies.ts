@@ -2,10 +2,11 @@ import type { StudyDetail, StudySummary } from '../shared/rest.ts';
 import { BASE } from './base.ts';
 import { type FigureView, figureOf } from './figures.ts';
 import { ago, count, plural } from './format.ts';
-import { fill, fillNew, h, setText } from './html.ts';
+import { fillNew, h, patch, setText } from './html.ts';
 import { badge, card, confirm, emptyState, notify, tableElement, type View } from './parts.ts';
 import { selected } from './runs.ts';
 import { client, isOperator, state } from './store.ts';
+import { ViewReadings } from './view-readings.ts';
 
 /** Studies and looks at models: what commands told the server of what they found. */
 
@@ -27,30 +28,26 @@ export function studiesView(): View {
     'Searches, learning-rate tests, folds and inspections of a trained model appear here as soon as they start on this server:',
     `npx downpour search my.ts --server ${BASE}`,
   );
-  const element = h('div', {}, h('h1', {}, 'Studies'), list, empty);
+  const readings = new ViewReadings();
+  const element = h('div', {}, h('h1', {}, 'Studies'), readings.problem, list, empty);
+  list.hidden = true;
   empty.hidden = true;
-  let version = -1;
-  let reading = false;
-
-  async function read(): Promise<void> {
-    const now = state.server?.studiesVersion ?? -1;
-    if (reading || now === version) return;
-    reading = true;
-    try {
-      const studies = await client.studies();
-      version = now;
-      empty.hidden = studies.length > 0;
-      list.hidden = studies.length === 0;
-      fill(list, studyTable(studies));
-    } catch {
-      // The link's state is shown above; the next update asks again.
-    } finally {
-      reading = false;
-    }
-  }
-  void read();
-  return { title: 'Studies', element, update: () => void read() };
+  const studies = readings.of({
+    what: 'the studies',
+    read: () => client.studies(),
+    show: (found) => {
+      empty.hidden = found.length > 0;
+      list.hidden = found.length === 0;
+      patch(list, [studyTable(found)]);
+    },
+  });
+  const update = () => studies.want(studiesStamp());
+  update();
+  return { title: 'Studies', element, update, destroy: () => readings.end() };
 }
+
+/** Another one when something was told of a study. */
+export const studiesStamp = () => String(state.server?.studiesVersion ?? 'none yet');
 
 const progressText = ({ trials }: StudySummary) =>
   trials === null ? '–' : `${count(trials.ended)} of ${count(trials.of)}`;
@@ -96,10 +93,17 @@ class StudyView implements View {
   readonly #table = h('div', { class: 'section' });
   readonly #page: HTMLElement;
   readonly #missing: HTMLElement;
+  readonly #readings = new ViewReadings();
+  readonly #study = this.#readings.of({
+    what: 'this study',
+    read: () => client.study(this.title),
+    show: (study) => this.#show(study),
+    absent: () => {
+      this.#missing.hidden = false;
+      this.#page.hidden = true;
+    },
+  });
   #shown: FigureView[] = [];
-  #version = -1;
-  #isReading = false;
-  #isEnded = false;
 
   constructor(name: string) {
     this.title = name;
@@ -110,39 +114,27 @@ class StudyView implements View {
       {},
       h('nav', { class: 'crumbs', 'aria-label': 'Breadcrumb' }, studies, ' / '),
       h('div', { class: 'headline' }, h('h1', {}, name), this.#phase, this.#actions),
-      ...[this.#words, this.#facts, this.#advice, this.#figures, this.#table],
+      ...[
+        this.#readings.problem,
+        this.#words,
+        this.#facts,
+        this.#advice,
+        this.#figures,
+        this.#table,
+      ],
     );
     this.#missing.hidden = true;
-    this.#page.hidden = true;
     this.element = h('div', {}, this.#page, this.#missing);
-    void this.#read();
+    this.update();
   }
 
   update(): void {
-    void this.#read();
+    this.#study.want(studiesStamp());
   }
 
   destroy(): void {
-    this.#isEnded = true;
+    this.#readings.end();
     for (const each of this.#shown) each.destroy();
-  }
-
-  async #read(): Promise<void> {
-    const now = state.server?.studiesVersion ?? -1;
-    if (this.#isReading || now === this.#version) return;
-    this.#isReading = true;
-    try {
-      const study = await client.study(this.title);
-      this.#version = now;
-      if (!this.#isEnded) this.#show(study);
-    } catch (error) {
-      const isGone = (error as { code?: string }).code === 'DP_NOT_FOUND';
-      if (isGone) this.#version = now;
-      this.#missing.hidden = !isGone;
-      this.#page.hidden = isGone;
-    } finally {
-      this.#isReading = false;
-    }
   }
 
   #show(study: StudyDetail): void {
@@ -150,16 +142,14 @@ class StudyView implements View {
     this.#page.hidden = false;
     fillNew(this.#phase, study.state, () => [badge(study.state)]);
     setText(this.#words, study.title);
-    fill(this.#facts, ...factsOf(study));
+    patch(this.#facts, factsOf(study));
     fillNew(this.#actions, [isOperator(), study.runs], () => this.#buttons(study));
     fillNew(this.#advice, study.advice, () =>
       study.advice === '' ? [] : [card('What follows', h('p', {}, ...wordsOf(study.advice)))],
     );
     fillNew(this.#figures, study.figures, () => this.#draw(study.figures));
     this.#figures.hidden = study.figures.length === 0;
-    fillNew(this.#table, [study.headings, study.rows, study.omitted], () =>
-      study.rows.length === 0 ? [] : [card('Results', resultsOf(study))],
-    );
+    patch(this.#table, [study.rows.length > 0 && card('Results', resultsOf(study))]);
   }
 
   #draw(figures: StudyDetail['figures']): HTMLElement[] {

@@ -241,11 +241,71 @@ describe.skipIf(skipped)('studies on the dashboard', () => {
     await picture(page, 'study-refuse');
   });
 
-  test('the run leads to the looks at its model', async () => {
+  test('the run leads to the looks at its model, also if the page grows during the click', async () => {
+    let cameLate = () => {};
+    const late = new Promise<void>((resolve) => {
+      cameLate = resolve;
+    });
+    await page.route('**/runs/digits/observations', async (route) => {
+      await late;
+      await route.continue();
+    });
     await page.goto(`${cluster.url}/#/runs/digits`);
     await page.getByRole('link', { name: 'Looking at digits' }).waitFor();
-    await page.getByRole('link', { name: 'Refusing to answer: digits' }).click();
+    await page.locator('.gallery[aria-label="Predictions"] li').first().waitFor();
+    const link = page.getByRole('link', { name: 'Refusing to answer: digits' });
+    await link.hover();
+    await page.mouse.down();
+    // Plots and histograms, which stand above the link.
+    const observed = page.waitForResponse('**/runs/digits/observations');
+    cameLate();
+    await (await observed).finished();
+    await page.evaluate(
+      () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))),
+    );
+    expect(await page.locator('.heatmap').isVisible()).toBe(false);
+    await page.mouse.up();
     await page.getByRole('heading', { name: 'refuse-digits' }).waitFor();
+    await page.unroute('**/runs/digits/observations');
+  });
+
+  test('what could not be read is said, and read again', async () => {
+    const body = JSON.stringify({ code: 'DP_INTERNAL', message: 'the shelf fell down' });
+    const ofRun = {
+      'the curves': '[aria-label^="Loss: "] canvas',
+      'the checkpoints': '[aria-label="Checkpoints"]',
+      'the configuration': 'summary:text(" values")',
+      'the looks at this model': 'a[href="#/studies/look-digits"]',
+      'the predictions': '.gallery li',
+      'the log': '[aria-label="Lines of the log"]',
+    };
+    const views: [place: string, asked: RegExp, shown: Readonly<Record<string, string>>][] = [
+      ['studies', /\/studies$/, { 'the studies': 'tr[data-study="refuse-digits"]' }],
+      ['studies/refuse-digits', /\/studies\/refuse-digits$/, { 'this study': '.readout' }],
+      ['runs/digits', /(\/runs\/digits[^.]*|\/studies)$/, ofRun],
+      ['cluster', /\/timeline$/, { 'what the workers did': '.lane-bar' }],
+    ];
+    for (const [place, asked, shown] of views) {
+      // The page without any view, so that this one begins anew.
+      await page.goto(`${cluster.url}/#/nowhere`);
+      await page.route(asked, (route) =>
+        route.fulfill({ status: 500, contentType: 'application/json', body }),
+      );
+      await page.goto(`${cluster.url}/#/${place}`);
+      const problem = page.locator('.view-problem');
+      for (const [what, element] of Object.entries(shown)) {
+        await problem.filter({ hasText: what }).waitFor();
+        expect(await page.locator(element).first().isVisible(), what).toBe(false);
+      }
+      const names = Object.keys(shown).length;
+      const words = new RegExp(
+        `^Could not read [a-z ]+(, [a-z ]+){${names - 1}}: the shelf fell down\\. Trying again\\.$`,
+      );
+      expect(await problem.textContent()).toMatch(words);
+      await page.unroute(asked);
+      for (const element of Object.values(shown)) await page.locator(element).first().waitFor();
+      await problem.waitFor({ state: 'hidden' });
+    }
   });
 
   test('one run: update sizes against the band, dead and saturated units, histograms', async () => {

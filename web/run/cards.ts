@@ -136,7 +136,7 @@ export function eventsOf(run: RunSummary): HTMLElement | null {
 export function checkpointTable(
   id: string,
   list: readonly CheckpointSummary[],
-  fork: () => (checkpoint: CheckpointSummary) => void,
+  beginWith: (checkpoint: CheckpointSummary) => void,
 ): HTMLElement {
   if (list.length === 0) return h('p', { class: 'muted' }, 'The first one is still to come.');
   const newest = new Map(list.map((checkpoint) => [checkpoint.kind, checkpoint.file]));
@@ -170,7 +170,7 @@ export function checkpointTable(
               type: 'button',
               class: 'quiet',
               'aria-label': `New run from the ${kind} checkpoint of step ${step}`,
-              onClick: () => fork()(checkpoint),
+              onClick: () => beginWith(checkpoint),
             },
             'New run',
           ),

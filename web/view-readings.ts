@@ -1,0 +1,12 @@
+import { h, setText } from './html.ts';
+import { Readings } from './reading.ts';
+import { drawSoon } from './store.ts';
+
+/** What a view reads from the server, and the line of the view that says what could not be read. */
+export class ViewReadings extends Readings {
+  readonly problem = h('p', { class: 'problem view-problem', role: 'status' });
+
+  constructor() {
+    super((words) => setText(this.problem, words), drawSoon);
+  }
+}
