@@ -109,6 +109,21 @@ export const CorrectionSchema = Type.Object({
 });
 export type CorrectionFacts = Static<typeof CorrectionSchema>;
 
+/** A worker that could not do the work of a run. */
+const WorkerFailureSchema = Type.Object({
+  worker: Type.String(),
+  code: Type.String(),
+  /** What is wrong, and what to do. */
+  message: Type.String(),
+  /** ISO 8601. */
+  at: Type.String(),
+  /** Step of the run at that time. */
+  step: N,
+  /** Number of failures at this step, of all workers. */
+  count: N,
+});
+export type WorkerFailureFacts = Static<typeof WorkerFailureSchema>;
+
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
   /** Name for people; null: none. Absent in answers of older servers, like the next three. */
@@ -192,6 +207,8 @@ export const RunSummarySchema = Type.Object({
   checkpoint: orNull(Type.Object({ step: N, file: Type.String(), at: Type.String() })),
   /** Why a record of the run cannot be written; the server retries. Null: all are written. Absent in answers of older servers. */
   unwritten: Type.Optional(orNull(Type.String())),
+  /** Last worker that could not do the work of this run; null: none since the server started, or the run is over. Absent in answers of older servers. */
+  workerFailure: Type.Optional(orNull(WorkerFailureSchema)),
   data: orNull(DataSummarySchema),
   /** Set in a fork whose initial parameters may have been trained on its validation examples. */
   dataNote: orNull(Type.String()),

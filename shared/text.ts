@@ -1,5 +1,5 @@
 import type { ErrorMeasure } from './protocol.ts';
-import type { GroupFacts, RunSummary } from './rest.ts';
+import type { GroupFacts, RunSummary, WorkerFailureFacts } from './rest.ts';
 
 /** Figures as people read them, in the terminal, in reports and on the dashboard. */
 
@@ -29,6 +29,12 @@ export function collectingText({
 }: NonNullable<RunSummary['collecting']>): string {
   const wait = secondsLeft === null ? '' : `, made in ${secondsLeft.toFixed(1)} s at the latest`;
   return `${pushes}${of === null ? '' : ` of ${of}`} push${(of ?? pushes) === 1 ? '' : 'es'}${wait}`;
+}
+
+/** Which worker of a run failed, and why; what to do comes with the reason. */
+export function failureText({ worker, code, message, step, count }: WorkerFailureFacts): string {
+  const times = count === 1 ? '' : ` (${count} workers did at this step)`;
+  return `worker ${worker} failed at step ${step}${times}: ${code} ${message}`;
 }
 
 /** Whether a group is trained, in words. */

@@ -237,7 +237,7 @@ class RunScreen implements View {
     const mine = workersHere(run);
     fillNew(this.#workers, [run.phase, mine], () => [workersOf(run, mine)]);
     const happened = eventsOf(run);
-    fillNew(this.#events, [run.rollbacks, run.stepsLost], () => [
+    fillNew(this.#events, [run.rollbacks, run.stepsLost, run.workerFailure], () => [
       happened && card('What happened', happened),
     ]);
     this.#events.hidden = happened === null;

@@ -146,9 +146,6 @@ export async function runWorker(options: WorkerOptions): Promise<WorkerResult> {
   }
 }
 
-/** What reading the examples of a lease throws. */
-const READ_CODES: readonly string[] = ['DP_DATA_MISSING', 'DP_DATA_CORRUPT'];
-
 class Worker {
   readonly ended: Omit<End, 'type'>[] = [];
   readonly #options: WorkerOptions;
@@ -191,11 +188,12 @@ class Worker {
           if (message.type === 'work') release?.();
           continue;
         }
-        if (message.type === 'initialise') await this.#initialise(assignment, message);
-        else {
-          const { trainer } = assignment;
-          await this.#work(assignment, () => trainer.work(message, payload, release, rows));
-        }
+        const { trainer } = assignment;
+        await this.#work(assignment, () =>
+          message.type === 'initialise'
+            ? this.#initialise(assignment, message)
+            : trainer.work(message, payload, release, rows),
+        );
       }
     }
   }
@@ -300,13 +298,12 @@ class Worker {
     return { assign, summary, facts: encoded, prepared, model, engine, trainer };
   }
 
-  /** A worker whose source cannot be read gives its leases back, and says why. */
+  /** A worker that fails at its work gives its leases back, and says why: only its own log would tell otherwise. */
   async #work({ assign }: AssignedRun, work: () => Promise<void>): Promise<void> {
     try {
       await work();
     } catch (error) {
-      const isData = error instanceof DownpourError && READ_CODES.includes(error.code);
-      if (!isData || this.#options.signal.aborted) throw error;
+      if (this.#options.signal.aborted) throw error;
       this.#client.forget(null);
       this.release();
       await this.#refuse(assign, error);
@@ -350,7 +347,7 @@ class Worker {
   /** Tells the server, so that it assigns this run no more; a worker for that run alone ends. */
   async #refuse({ run }: Assign, error: unknown): Promise<void> {
     const code = errorCode(error);
-    const message = errorText(error).slice(0, 2000);
+    const message = refusalText(error).slice(0, 2000);
     this.#client.send({ type: 'leave', failure: { code, message } });
     const { once, run: only, log } = this.#options;
     if (once || only !== null || !(error instanceof DownpourError)) throw error;
@@ -385,6 +382,12 @@ class Worker {
     this.#assignment = null;
   }
 }
+
+/** What failed, and what to do, for those who do not see the log of this worker. */
+const refusalText = (error: unknown) =>
+  error instanceof DownpourError
+    ? errorText(error)
+    : `${errorText(error)}: the code of the experiment or the engine failed; the log of this worker says where`;
 
 /** Ends early when the signal is aborted. */
 function pause(ms: number, signal: AbortSignal): Promise<void> {

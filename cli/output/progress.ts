@@ -4,7 +4,7 @@ import { isOver } from '../../shared/phases.ts';
 import type { ErrorMeasure } from '../../shared/protocol.ts';
 import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
-import { collectingText, errorFormat, groupText } from '../../shared/text.ts';
+import { collectingText, errorFormat, failureText, groupText } from '../../shared/text.ts';
 import { isRefitted } from '../../shared/trained-last.ts';
 
 /** Shows how a run gets on: live lines on a terminal, plain lines elsewhere, JSON for programs. */
@@ -342,6 +342,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
   if (run.checkpoint) {
     lines.push(`  checkpoint     step ${groups(run.checkpoint.step)}: ${run.checkpoint.file}`);
   }
+  if (run.workerFailure) lines.push(`  failure        ${failureText(run.workerFailure)}`);
   if (run.unwritten) lines.push(`  NOT WRITTEN    ${unwrittenText(run, run.unwritten)}`);
   return lines;
 }

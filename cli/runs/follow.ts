@@ -3,6 +3,7 @@ import { type DownpourError, isAway } from '../../shared/errors.ts';
 import { isOver } from '../../shared/phases.ts';
 import type { RunDetail } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
+import { failureText } from '../../shared/text.ts';
 import { groups, type Progress, rollbackLine, unwrittenText } from '../output/progress.ts';
 import type { Pool } from '../workers/pool.ts';
 
@@ -41,6 +42,7 @@ export async function followRun(
   let hinted = false;
   let corrected: string | null = null;
   let unwritten = false;
+  let failedAt: string | null | undefined;
   let cut = false;
   for (;;) {
     let run: RunDetail;
@@ -84,6 +86,11 @@ export async function followRun(
       if (run.unwritten && !unwritten)
         progress.note(`NOT WRITTEN: ${unwrittenText(run, run.unwritten)}`);
       unwritten = Boolean(run.unwritten);
+      const failed = run.workerFailure ?? null;
+      // What was there before is not of this command; of its own workers the pool has said it.
+      const isNew = failedAt !== undefined && failed !== null && failed.at !== failedAt;
+      if (isNew && !pool?.names?.includes(failed.worker)) progress.note(failureText(failed));
+      failedAt = failed?.at ?? null;
       const correction = run.correction?.text ?? null;
       if (correction !== corrected)
         progress.note(correction ?? 'as with one worker: look-ahead off');

@@ -50,6 +50,8 @@ export interface PoolOptions {
 }
 
 export interface Pool {
+  /** Names of its workers. Absent: nobody says what happens to them but the server. */
+  readonly names?: readonly string[];
   /** Whether a worker has said which engine computes, and why. Absent: workers say nothing of it. */
   readonly hasNamedEngine?: () => boolean;
   /** Resolves with the last failure once every worker has been given up; else never. */
@@ -88,6 +90,7 @@ export function startPool(options: PoolOptions): Pool {
     });
   });
   return {
+    names: options.names,
     hasNamedEngine: () => [...noted].some((about) => about.startsWith('engine ')),
     failed,
     ended,

@@ -26,7 +26,7 @@ export interface Fleet<Session> extends Outlet {
   /** Addresses of all shards but the first, which is this server. */
   shardAddresses(): ShardAddress[];
   readonly experiments: { of(run: Run): Bundle | null };
-  readonly reports: Pick<Reports, 'pushed' | 'countError'>;
+  readonly reports: Pick<Reports, 'pushed' | 'countError' | 'workerFailed'>;
   readonly asides: Pick<RunAsides, 'joined' | 'offer'>;
   readonly workers: {
     /** Messages that the server had not asked for. */

@@ -2,7 +2,12 @@ import type { ErrorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Acknowledgement, Push } from '../../shared/protocol.ts';
-import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
+import type {
+  CheckpointSummary,
+  RunDetail,
+  RunSummary,
+  WorkerFailureFacts,
+} from '../../shared/rest.ts';
 import type { Keeper } from '../checkpoints/keeper.ts';
 import type { Run } from '../core/run.ts';
 import { isAlarming, type RunAlertFacts, waitsForWorker } from '../watch/alerts.ts';
@@ -23,6 +28,8 @@ export class Reports {
   readonly #errors = new Map<ErrorCode, number>();
   /** Pushes of each run since this process has it. */
   readonly #pushCounts = new WeakMap<Run, PushCounts>();
+  /** The last worker of each run that could not do its work, since this process has the run. */
+  readonly #failures = new WeakMap<Run, WorkerFailureFacts>();
 
   /** @param options.now monotonic, ms. */
   constructor(options: {
@@ -87,6 +94,20 @@ export class Reports {
     this.#errors.set(code, (this.#errors.get(code) ?? 0) + 1);
   }
 
+  /** A worker of the run has given up: what it said. */
+  workerFailed(
+    run: Run,
+    worker: string,
+    { code, message }: { readonly code: string; readonly message: string },
+  ): void {
+    const { step } = run;
+    const before = this.#failures.get(run);
+    const count = before?.step === step ? before.count + 1 : 1;
+    const at = new Date().toISOString();
+    this.#failures.set(run, { worker, code, message, at, step, count });
+    this.listing.touch(run);
+  }
+
   /** How often each error has been answered. */
   get errorCounts(): ReadonlyMap<ErrorCode, number> {
     return this.#errors;
@@ -95,15 +116,20 @@ export class Reports {
   // Runs.
 
   summary(run: Run): RunSummary {
-    return { ...run.summary(this.#now()), ...this.#written(run) };
+    return { ...run.summary(this.#now()), ...this.#around(run) };
   }
 
   detail(run: Run): RunDetail {
-    return { ...run.detail(this.#now()), ...this.#written(run) };
+    return { ...run.detail(this.#now()), ...this.#around(run) };
   }
 
-  #written({ id }: Run): Pick<RunSummary, 'checkpoint' | 'unwritten'> {
-    return { checkpoint: this.#keeper.latest(id), unwritten: this.#keeper.problem(id) };
+  /** What the run itself does not know. */
+  #around(run: Run): Pick<RunSummary, 'checkpoint' | 'unwritten' | 'workerFailure'> {
+    return {
+      checkpoint: this.#keeper.latest(run.id),
+      unwritten: this.#keeper.problem(run.id),
+      workerFailure: (run.over ? null : this.#failures.get(run)) ?? null,
+    };
   }
 
   checkpoints(run: Run): Promise<readonly CheckpointSummary[]> {

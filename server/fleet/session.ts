@@ -436,11 +436,17 @@ export class WorkerSession {
 
   #unsuited(run: Run, { code, message }: DownpourError): void {
     this.#fleet.reports.countError(code);
-    this.cannotServe(run, { code, message });
+    this.#failed(run, { code, message });
     const reason = `not for this worker: ${code} ${message}`.slice(0, 2000);
     this.#answers.send({ type: 'end', run: run.id, phase: run.phase, reason });
     this.#dismiss();
     this.#fleet.workers.employ(this);
+  }
+
+  /** It was assigned to the run and could not do the work. */
+  #failed(run: Run, failure: { readonly code: string; readonly message: string }): void {
+    this.#fleet.reports.workerFailed(run, this.#hello!.worker, failure);
+    this.cannotServe(run, failure);
   }
 
   /** It is not assigned to this run any more; it is told to people. */
@@ -497,7 +503,7 @@ export class WorkerSession {
   }
 
   #onLeave(leave: Leave): void {
-    if (leave.failure && this.#run) this.cannotServe(this.#run, leave.failure);
+    if (leave.failure && this.#run) this.#failed(this.#run, leave.failure);
     this.#dismiss();
     if (leave.failure) this.#fleet.workers.employ(this);
   }

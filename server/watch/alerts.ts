@@ -1,5 +1,6 @@
 import { medianOf } from '../../shared/quantile.ts';
 import type { Alert, RunSummary, RunsRead, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
+import { failureText } from '../../shared/text.ts';
 import { certificateProblem, type Validity } from '../access/tls.ts';
 
 /** What a person should look at, in words, from what the server knows anyway. */
@@ -141,6 +142,11 @@ function aboutRun(
       'critical',
       `${run.id}: its checkpoint is written without ${leftOut.join(', ')}, which JSON cannot keep`,
     );
+  }
+  const failure = run.workerFailure;
+  // An update since then: others do the work.
+  if (failure && failure.step === run.step) {
+    add(run.workers === 0 ? 'critical' : 'warning', `${run.id}: ${failureText(failure)}`);
   }
   if (!PHASES_OF_WORK.includes(run.phase)) return;
   // A refit by `retrain` has the validation examples too, and other phases are one evaluation.

@@ -2,9 +2,11 @@ import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { runFacts } from '../../cli/output/progress.ts';
 import { type Serving, serve } from '../../server/main.ts';
 import type { PartialConfig } from '../../shared/config.ts';
-import type { RunDetail } from '../../shared/rest.ts';
+import type { RunDetail, Status } from '../../shared/rest.ts';
+import { failureText } from '../../shared/text.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { runWorker, type WorkerOptions, type WorkerResult } from '../../worker/main.ts';
@@ -305,6 +307,72 @@ describe('a worker that cannot take part', () => {
     pool.stop.abort();
     await pool.done;
     expect(lines).toContainEqual(expect.stringMatching(/pool: run bad is not for this worker/));
+  });
+});
+
+describe('a worker that fails at its work', () => {
+  const failing = (when: string) => `
+let calls = 0;
+const values = Float32Array.from({ length: 64 }, (_, i) => i / 64);
+const part = {
+  count: 64,
+  inputs: { values, shape: [64, 1] },
+  targets: { values, shape: [64, 1] },
+};
+export default {
+  data: () => ({ train: part, validation: part, source: 'numbers' }),
+  model: ({ tf, inputShape }) =>
+    tf.sequential({ layers: [tf.layers.dense({ inputShape, units: 1 })] }),
+  loss: 'meanSquaredError',
+  metrics: {
+    largest: (_targets, predictions) => {
+      if (${when === 'an evaluation'} && predictions.shape[0] === 64) {
+        throw new Error('the shelf fell down');
+      }
+      return predictions.max(1);
+    },
+  },
+  batch: (fields) => {
+    if (${when === 'a step'} && ++calls > 3) throw new Error('the shelf fell down');
+    return fields;
+  },
+};
+`;
+
+  const cases: [when: string, said: [code: string, message: string]][] = [
+    ['a step', ['DP_EXPERIMENT_INVALID', 'batch() of the experiment failed: the shelf fell down']],
+    [
+      'an evaluation',
+      [
+        'DP_INTERNAL',
+        'the shelf fell down: the code of the experiment or the engine failed; the log of this worker says where',
+      ],
+    ],
+  ];
+
+  test.for(cases)('in %s has its run say why', async ([when, said]) => {
+    const file = join(folder, 'failing.mjs');
+    await writeFile(file, failing(when));
+    await createRun('cars', { ...FAST, evaluateEverySteps: 2 }, file);
+    for (const name of ['first', 'second']) {
+      await expect(work(name, { folders: [folder] }).done).rejects.toThrow('the shelf fell down');
+    }
+    const run = await vi.waitUntil(async () => {
+      const found = await rest<RunDetail>('/runs/cars');
+      return found.workers === 0 && found.workerFailure?.worker === 'second' ? found : null;
+    });
+    expect(run.phase).toBe('training');
+    const { message, step, code, count } = run.workerFailure!;
+    expect([code, message, step]).toEqual([...said, run.step]);
+    expect(count).toBeGreaterThan(0);
+    const { alerts } = await rest<Status>('/status');
+    expect(alerts).toContainEqual(
+      expect.objectContaining({
+        severity: 'critical',
+        text: `cars: ${failureText(run.workerFailure!)}`,
+      }),
+    );
+    expect(runFacts(run).join('\n')).toContain(failureText(run.workerFailure!));
   });
 });
 

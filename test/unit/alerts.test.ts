@@ -167,6 +167,24 @@ describe('alerts', () => {
     expect(waits(3, 0)).toEqual(['digits waits for a worker: start one with `downpour work`']);
   });
 
+  test('a worker that failed at its work, until others have made an update', () => {
+    const failure = { worker: 'w1', code: 'DP_DATA_CORRUPT', message: 'row 3 is cut: mend it' };
+    const of = (changes: object, more: object = {}) =>
+      look({
+        runs: [
+          run({ workerFailure: { ...failure, at: '', step: 90, count: 1, ...more }, ...changes }),
+        ],
+      }).map(({ severity, text }) => `${severity}: ${text}`);
+    expect(of({})).toEqual([
+      'warning: digits: worker w1 failed at step 90: DP_DATA_CORRUPT row 3 is cut: mend it',
+    ]);
+    expect(of({ workers: 0 }, { count: 3 })[0]).toBe(
+      'critical: digits: worker w1 failed at step 90 (3 workers did at this step): DP_DATA_CORRUPT row 3 is cut: mend it',
+    );
+    expect(of({ phase: 'waiting', step: 0 }, { step: 0 })).toHaveLength(1);
+    expect(of({ step: 91 })).toEqual([]);
+  });
+
   test('a refit without validation, and what is over, leave no alert behind', () => {
     const refits = (afterStop: string, phase = 'refitting') =>
       texts({ runs: [run({ phase, seconds: 9000, earlyStopping: { afterStop } })] }).length;

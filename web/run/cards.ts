@@ -120,6 +120,17 @@ export function eventsOf(run: RunSummary): HTMLElement | null {
       ),
     ),
   );
+  if (run.workerFailure) {
+    const { worker, step, code, message, at } = run.workerFailure;
+    lines.push(
+      h(
+        'li',
+        {},
+        h('strong', {}, `Worker ${worker} failed at step ${count(step)}`),
+        h('span', { class: 'sub', title: at }, `${code}: ${message}`),
+      ),
+    );
+  }
   if (run.stepsLost > 0) {
     lines.push(
       h(
