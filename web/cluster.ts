@@ -7,7 +7,7 @@ import { ago, bytes, count, duration, plural } from './format.ts';
 import { arrange, fillNew, h } from './html.ts';
 import { card, emptyState, Tile, type View } from './parts.ts';
 import { client, state } from './store.ts';
-import { ViewReadings } from './view-readings.ts';
+import { ViewQueries } from './view-queries.ts';
 
 /** Who computes, how fast, for whom, and what is wrong. */
 
@@ -38,8 +38,8 @@ class ClusterView implements View {
     `npx downpour work --server ${BASE.replace(/^http/, 'ws')}`,
   );
   readonly #lanes = new Lanes();
-  readonly #readings = new ViewReadings();
-  readonly #timeline = this.#readings.of({
+  readonly #queries = new ViewQueries();
+  readonly #timeline = this.#queries.of({
     what: 'what the workers did',
     read: () => client.timeline(),
     show: (found) => this.#lanes.show(found),
@@ -52,7 +52,7 @@ class ClusterView implements View {
       'div',
       {},
       h('h1', {}, 'Cluster'),
-      this.#readings.problem,
+      this.#queries.problem,
       h('dl', { class: 'tiles' }, ...tiles),
       card('Alerts', this.#alerts),
       card('Workers', this.#table, this.#none),
@@ -83,7 +83,7 @@ class ClusterView implements View {
   }
 
   destroy(): void {
-    this.#readings.end();
+    this.#queries.end();
   }
 
   #showWorkers(connected: readonly WorkerSummary[]): void {

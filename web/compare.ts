@@ -74,7 +74,7 @@ class CompareView implements View {
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   readonly #chart = new Chart('Comparison', { height: 420, empty: 'Reading the curves …' });
-  /** Of the runs that could not be read: why. */
+  /** Why runs could not be read. */
   readonly #failures = new Map<string, string>();
   readonly #problem = h('p', { class: 'problem view-problem', role: 'status' });
   readonly #progress = h('p', { class: 'muted', role: 'status' });

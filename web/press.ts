@@ -33,7 +33,7 @@ export function watchPresses(): void {
     timer = setTimeout(release, 0);
   };
   for (const name of ['pointerup', 'pointercancel']) addEventListener(name, soon, true);
-  // Of the window: elements lose the focus by every press.
+  // Not of an element: each press takes the focus from one.
   addEventListener('blur', soon);
 }
 

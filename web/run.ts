@@ -28,13 +28,13 @@ import { RunTiles } from './run/tiles.ts';
 import { saveButtons } from './save.ts';
 import { addRun, client, isOperator, knowsAllRuns, state } from './store.ts';
 import { kindText, studiesStamp } from './studies.ts';
-import { ViewReadings } from './view-readings.ts';
+import { ViewQueries } from './view-queries.ts';
 
 /** One run: its curves, where its early stopping stands, its checkpoints, and what may be done with it. */
 
 /** About as many as a plot has pixels on a wide screen. */
 const POINTS = 600;
-/** Between two readings of the curves while it trains. */
+/** Between two queries of the curves while it trains. */
 const READ_MS = 2_000;
 /** The same of samples, which are large. */
 const OBSERVE_MS = 10_000;
@@ -67,7 +67,7 @@ class RunScreen implements View {
   readonly #page: HTMLElement;
   readonly #missing: HTMLElement;
 
-  readonly #readings = new ViewReadings();
+  readonly #queries = new ViewQueries();
   #metrics: Metrics | null = null;
   #detail: RunDetail | null = null;
   #readStep = -1;
@@ -75,12 +75,12 @@ class RunScreen implements View {
   #observedStep = -1;
 
   /** One that the feed has not come to yet. */
-  readonly #facts = this.#readings.of({
+  readonly #facts = this.#queries.of({
     what: 'this run',
     read: () => client.run(this.title),
     show: addRun,
   });
-  readonly #curves = this.#readings.of({
+  readonly #curves = this.#queries.of({
     what: 'the curves',
     read: async () => {
       const step = state.runs.get(this.title)?.step ?? -1;
@@ -92,7 +92,7 @@ class RunScreen implements View {
       this.#draw();
     },
   });
-  readonly #details = this.#readings.of({
+  readonly #details = this.#queries.of({
     what: 'the configuration',
     read: () => client.run(this.title),
     show: (detail) => {
@@ -101,7 +101,7 @@ class RunScreen implements View {
       this.update();
     },
   });
-  readonly #list = this.#readings.of({
+  readonly #list = this.#queries.of({
     what: 'the checkpoints',
     read: () => client.checkpoints(this.title),
     show: (list) => {
@@ -112,7 +112,7 @@ class RunScreen implements View {
       patch(this.#checkpoints, [checkpointTable(this.title, list, beginWith)]);
     },
   });
-  readonly #observed = this.#readings.of({
+  readonly #observed = this.#queries.of({
     what: 'the samples',
     read: () => client.observations(this.title),
     show: (observed) => {
@@ -120,17 +120,17 @@ class RunScreen implements View {
       this.#observations.show(observed);
     },
   });
-  readonly #studies = this.#readings.of({
+  readonly #studies = this.#queries.of({
     what: 'the looks at this model',
     read: () => client.studies(),
     show: (studies) => this.#showLooks(studies),
   });
-  readonly #predicted = this.#readings.of({
+  readonly #predicted = this.#queries.of({
     what: 'the predictions',
     read: () => client.examples(this.title),
     show: (found) => this.#showExamples(found),
   });
-  readonly #lines = this.#readings.of({
+  readonly #lines = this.#queries.of({
     what: 'the log',
     read: () => client.runLog(this.title),
     show: (found) => patch(this.#log, [logOf(this.title, found)]),
@@ -181,7 +181,7 @@ class RunScreen implements View {
   }
 
   destroy(): void {
-    this.#readings.end();
+    this.#queries.end();
     this.#charts.destroy();
     this.#observations.destroy();
   }
@@ -196,7 +196,7 @@ class RunScreen implements View {
       h('div', { class: 'headline' }, this.#name, this.#phase, this.#actions),
       this.#labels,
       this.#reason,
-      this.#readings.problem,
+      this.#queries.problem,
       h('dl', { class: 'tiles' }, ...this.#tiles.elements),
       h(
         'div',

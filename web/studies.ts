@@ -6,7 +6,7 @@ import { fillNew, h, patch, setText } from './html.ts';
 import { badge, card, confirm, emptyState, notify, tableElement, type View } from './parts.ts';
 import { selected } from './runs.ts';
 import { client, isOperator, state } from './store.ts';
-import { ViewReadings } from './view-readings.ts';
+import { ViewQueries } from './view-queries.ts';
 
 /** Studies and looks at models: what commands told the server of what they found. */
 
@@ -28,11 +28,11 @@ export function studiesView(): View {
     'Searches, learning-rate tests, folds and inspections of a trained model appear here as soon as they start on this server:',
     `npx downpour search my.ts --server ${BASE}`,
   );
-  const readings = new ViewReadings();
-  const element = h('div', {}, h('h1', {}, 'Studies'), readings.problem, list, empty);
+  const queries = new ViewQueries();
+  const element = h('div', {}, h('h1', {}, 'Studies'), queries.problem, list, empty);
   list.hidden = true;
   empty.hidden = true;
-  const studies = readings.of({
+  const studies = queries.of({
     what: 'the studies',
     read: () => client.studies(),
     show: (found) => {
@@ -43,7 +43,7 @@ export function studiesView(): View {
   });
   const update = () => studies.want(studiesStamp());
   update();
-  return { title: 'Studies', element, update, destroy: () => readings.end() };
+  return { title: 'Studies', element, update, destroy: () => queries.end() };
 }
 
 /** Another one when something was told of a study. */
@@ -93,8 +93,8 @@ class StudyView implements View {
   readonly #table = h('div', { class: 'section' });
   readonly #page: HTMLElement;
   readonly #missing: HTMLElement;
-  readonly #readings = new ViewReadings();
-  readonly #study = this.#readings.of({
+  readonly #queries = new ViewQueries();
+  readonly #study = this.#queries.of({
     what: 'this study',
     read: () => client.study(this.title),
     show: (study) => this.#show(study),
@@ -115,7 +115,7 @@ class StudyView implements View {
       h('nav', { class: 'crumbs', 'aria-label': 'Breadcrumb' }, studies, ' / '),
       h('div', { class: 'headline' }, h('h1', {}, name), this.#phase, this.#actions),
       ...[
-        this.#readings.problem,
+        this.#queries.problem,
         this.#words,
         this.#facts,
         this.#advice,
@@ -133,7 +133,7 @@ class StudyView implements View {
   }
 
   destroy(): void {
-    this.#readings.end();
+    this.#queries.end();
     for (const each of this.#shown) each.destroy();
   }
 

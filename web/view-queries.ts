@@ -1,9 +1,9 @@
 import { h, setText } from './html.ts';
-import { Readings } from './reading.ts';
+import { Queries } from './queries.ts';
 import { drawSoon } from './store.ts';
 
 /** What a view reads from the server, and the line of the view that says what could not be read. */
-export class ViewReadings extends Readings {
+export class ViewQueries extends Queries {
   readonly problem = h('p', { class: 'problem view-problem', role: 'status' });
 
   constructor() {

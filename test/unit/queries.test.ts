@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { DownpourError } from '../../shared/errors.ts';
-import { Readings } from '../../web/reading.ts';
+import { Queries } from '../../web/queries.ts';
 
 /** What views of the dashboard read from the server: again until it has come. */
 
@@ -13,8 +13,8 @@ function viewOf(answer: () => Promise<string>) {
   const said: string[] = [];
   const view = { stamp: 'first', everyMs: 0, asked: 0, absent: 0, shown, said };
   const again = () => reading.want(view.stamp, view.everyMs);
-  const readings = new Readings((text) => said.push(text), again);
-  const reading = readings.of({
+  const queries = new Queries((text) => said.push(text), again);
+  const reading = queries.of({
     what: 'the curves',
     read: () => {
       view.asked++;
@@ -25,7 +25,7 @@ function viewOf(answer: () => Promise<string>) {
       view.absent++;
     },
   });
-  return Object.assign(view, { readings, reading });
+  return Object.assign(view, { queries, reading });
 }
 
 describe('a view that reads from the server', () => {
@@ -62,7 +62,7 @@ describe('a view that reads from the server', () => {
     const view = viewOf(async () => {
       throw new DownpourError('DP_SERVER_UNREACHABLE', 'no answer');
     });
-    const log = view.readings.of({
+    const log = view.queries.of({
       ...{ what: 'the log', show: () => {} },
       read: async () => {
         throw new DownpourError('DP_INTERNAL', 'another reason');
@@ -121,7 +121,7 @@ describe('a view that reads from the server', () => {
       throw new DownpourError('DP_INTERNAL', 'no');
     });
     view.reading.want('first');
-    view.readings.end();
+    view.queries.end();
     await vi.advanceTimersByTimeAsync(60_000);
     expect(view).toMatchObject({ asked: 1, said: [] });
   });

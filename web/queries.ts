@@ -6,7 +6,7 @@ import { whenReleased } from './press.ts';
 /** From a read that failed to the next. */
 const RETRY_MS = 2_000;
 
-export interface ReadingOptions<T> {
+export interface QueryOptions<T> {
   /** In the sentence "Could not read …". */
   readonly what: string;
   readonly read: () => Promise<T>;
@@ -16,7 +16,7 @@ export interface ReadingOptions<T> {
 }
 
 /** All that one view reads, and the one sentence on what could not be read. */
-export class Readings {
+export class Queries {
   readonly #say: (text: string) => void;
   readonly #again: () => void;
   /** By what could not be read: why. */
@@ -33,8 +33,8 @@ export class Readings {
     this.#again = again;
   }
 
-  of<T>(options: ReadingOptions<T>): Reading<T> {
-    return new Reading(options, this);
+  of<T>(options: QueryOptions<T>): Query<T> {
+    return new Query(options, this);
   }
 
   get isEnded(): boolean {
@@ -67,9 +67,9 @@ export class Readings {
   }
 }
 
-export class Reading<T> {
-  readonly #options: ReadingOptions<T>;
-  readonly #all: Readings;
+class Query<T> {
+  readonly #options: QueryOptions<T>;
+  readonly #all: Queries;
   /** What was wanted when the read that came last began. */
   #known: string | null = null;
   #wanted: string | null = null;
@@ -77,7 +77,7 @@ export class Reading<T> {
   #isDue = false;
   #nextAt = Number.NEGATIVE_INFINITY;
 
-  constructor(options: ReadingOptions<T>, all: Readings) {
+  constructor(options: QueryOptions<T>, all: Queries) {
     this.#options = options;
     this.#all = all;
   }
