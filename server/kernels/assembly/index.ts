@@ -1,6 +1,6 @@
 // Update kernels, compiled by `npm run kernels`. The reference twins are in shared/optimizer.ts and
 // server/core/averaging.ts; symbols are theirs. Arrays begin at multiples of 16 bytes; lengths are free.
-export * from './rows.ts';
+export * from './rows';
 // How the gradient is written; see shared/compression.ts.
 const F32 = 0;
 const BF16 = 1;
