@@ -53,19 +53,23 @@ export async function openExperimentProblem(
     errorMeasure: model.errorMeasure,
     minibatches: { epoch: rooms(train.count), validation: rooms(validation.count) },
     initialise: (seed) => model.initialise(seed),
-    async gradient(lease, parameters, payload) {
+    async gradient(lease, parameters, payload, _seed, rowsOfStep) {
       if (timesOnly) return 1;
       model.load(parameters);
-      const { loss, gradient, discard } = await model.step(
+      model.rows?.from(rowsOfStep?.source ?? null);
+      const step = await model.step(
         await minibatches.take(lease),
         minibatchSeed(config.seed, lease),
       );
+      const { loss, gradient, discard, rows } = step;
       payload.set(gradient);
+      if (rows) rowsOfStep?.put(rows);
       discard();
       return loss;
     },
-    async evaluate(part, parameters) {
+    async evaluate(part, parameters, rows) {
       if (timesOnly) return { loss: 1, error: 1 };
+      model.rows?.from(rows ?? null);
       const alsoTraining = part === 'validation' ? config.evaluateTraining : 0;
       return evaluate(model, parameters, prepared, part, { signal, alsoTraining });
     },

@@ -8,8 +8,10 @@ import type { DataSummary, Join, Lease, LeasePart, LocalWork } from '../../share
 import { mix, type Random, random } from '../../shared/random.ts';
 import { type Compressor, createCompressor, type Settle } from '../../worker/compressor.ts';
 import { LocalSteps } from '../../worker/local-steps.ts';
+import type { RowSource } from '../../worker/rows/model-rows.ts';
 import { EventQueue, ServiceQueue, SharedCores } from './events.ts';
 import type { ComputeLaw } from './laws.ts';
+import { behind, type RowsOfStep, type SimulatedRows, VirtualStepRows } from './virtual-rows.ts';
 import { VirtualServer, type VirtualWork } from './virtual-server.ts';
 import { type Failures, type FleetChange, type Network, NO_NETWORK, transferMs } from './world.ts';
 
@@ -31,17 +33,21 @@ export interface VirtualProblem {
   /**
    * @param parameters shape [exchangedSize] or [layout.size], to be read during the call only.
    * @param payload where gradient and statistics go, shape [exchangedSize].
-   * @param seed another one for each call: noise may draw from it. @returns the loss.
+   * @param seed another one for each call: noise may draw from it. @param rows of the tables; absent: there are none.
+   * @returns the loss.
    */
   gradient(
     lease: Lease,
     parameters: Float32Array,
     payload: Float32Array,
     seed: number,
+    rows?: RowsOfStep,
   ): number | Promise<number>;
+  /** @param rows of the tables, as they were when the evaluation began; absent: there are none. */
   evaluate(
     part: LeasePart,
     parameters: Float32Array,
+    rows?: RowSource,
   ): VirtualEvaluation | Promise<VirtualEvaluation>;
 }
 
@@ -404,9 +410,14 @@ class VirtualCluster {
       );
       return;
     }
-    const hereMs = this.#carried(this.#out, work.bytes, nowMs) + this.#onTheWay(work.bytes);
-    if (work.kind === 'evaluation') await this.#evaluate(worker, work, hereMs);
-    else await this.#compute(worker, work, hereMs);
+    if (work.kind === 'evaluation') {
+      await this.#evaluate(worker, work, this.#hereMs(work.bytes, nowMs));
+    } else await this.#compute(worker, work, nowMs);
+  }
+
+  /** When what the server sends has arrived. */
+  #hereMs(bytes: number, nowMs: number): number {
+    return this.#carried(this.#out, bytes, nowMs) + this.#onTheWay(bytes);
   }
 
   async #evaluate(
@@ -416,7 +427,10 @@ class VirtualCluster {
   ): Promise<void> {
     const { problem, evaluationMs = 0 } = this.#options;
     this.#freeze();
-    const { loss, error, metrics = {} } = await problem.evaluate(part, parameters);
+    const server = this.#server;
+    const rows: RowSource = async (keys) => server.rows(worker.key, keys, id).rows;
+    const source = server.rowShapes.length > 0 ? rows : undefined;
+    const { loss, error, metrics = {} } = await problem.evaluate(part, parameters, source);
     const known = (value: number | null) =>
       value !== null && Number.isFinite(value) ? value : null;
     const result = { part, evaluation: id, loss: known(loss), error: known(error), metrics };
@@ -435,18 +449,20 @@ class VirtualCluster {
   async #compute(
     worker: VirtualWorker,
     work: Extract<VirtualWork, { kind: 'gradient' }>,
-    hereMs: number,
+    nowMs: number,
   ): Promise<void> {
     const { lease, local, step, generation } = work;
-    const computed = local
+    const computed: Computed = local
       ? await this.#takesSteps(worker, work, local)
       : await this.#gradientOf(worker, work);
-    const { loss, payload } = computed;
+    const { loss, payload, rows } = computed;
+    const hereMs = this.#hereMs(work.bytes + (rows?.pulledBytes ?? 0), nowMs);
     const computeMs = computed.computeMs + (worker.isWarm ? 0 : (this.#options.warmUpMs ?? 0));
     worker.isWarm = true;
     this.#computed++;
     const fragment = local?.fragment;
-    const { bytes, encoding, settle } = this.#encoded(worker, payload, lease, fragment);
+    const { bytes: own, encoding, settle } = this.#encoded(worker, payload, lease, fragment);
+    const bytes = rows ? behind(own, rows.tail) : own;
     worker.computingMs += computeMs;
     this.#occupies(worker, hereMs, computeMs, (endMs) => {
       const apply = (nowMs: number) => {
@@ -455,6 +471,7 @@ class VirtualCluster {
           ...{ loss: Number.isFinite(loss) ? loss : null, encoding },
           ...(local && { kind: local.push }),
           ...(fragment !== undefined && { fragment }),
+          ...(rows && { rows: rows.header }),
         };
         const before = this.#server.step;
         const answer = this.#server.push(worker.key, push, bytes, nowMs);
@@ -486,7 +503,7 @@ class VirtualCluster {
   async #gradientOf(
     worker: VirtualWorker,
     { lease, parameters }: Extract<VirtualWork, { kind: 'gradient' }>,
-  ): Promise<{ loss: number; payload: Float32Array; computeMs: number }> {
+  ): Promise<Computed> {
     const { problem } = this.#options;
     const { exchangedSize, layout } = this.#server;
     this.#freeze();
@@ -498,9 +515,17 @@ class VirtualCluster {
     // Frozen values come with the parameters, since they may have been trained before.
     const isWhole = parameters.length === layout.size;
     const exchanged = isWhole ? parameters : parameters.subarray(0, exchangedSize);
-    const given = problem.gradient(lease, exchanged, payload, this.#seedOf(worker));
+    const rows =
+      this.#server.rowShapes.length > 0 ? new VirtualStepRows(this.#server, worker.key) : null;
+    const seed = this.#seedOf(worker);
+    const given = problem.gradient(lease, exchanged, payload, seed, rows ?? undefined);
     const loss = typeof given === 'number' ? given : await given;
-    return { loss, payload, computeMs: worker.computeMs() };
+    return {
+      loss,
+      payload,
+      computeMs: worker.computeMs(),
+      ...(rows?.pushed && { rows: rows.pushed }),
+    };
   }
 
   /** The problem computes for the groups that are trained now. */
@@ -514,7 +539,7 @@ class VirtualCluster {
     worker: VirtualWorker,
     { lease, parameters, generation, fragment }: Extract<VirtualWork, { kind: 'gradient' }>,
     local: LocalWork,
-  ): Promise<{ loss: number; payload: Float32Array; computeMs: number }> {
+  ): Promise<Computed> {
     const { problem } = this.#options;
     const { exchangedSize, config, layout } = this.#server;
     worker.payload ??= new Float32Array(exchangedSize);
@@ -608,6 +633,15 @@ class VirtualCluster {
     const shared = transferMs(bytes, serverBandwidth);
     return Math.max(0, transferMs(bytes, bandwidth) - shared) + latencyMs;
   }
+}
+
+/** What a worker has computed. */
+interface Computed {
+  readonly loss: number;
+  readonly payload: Float32Array;
+  readonly computeMs: number;
+  /** Absent: the run has no tables. */
+  readonly rows?: SimulatedRows;
 }
 
 /** Workers after each change. */

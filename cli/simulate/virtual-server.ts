@@ -15,6 +15,7 @@ import type {
   Push,
 } from '../../shared/protocol.ts';
 import type { Metrics, RunSummary } from '../../shared/rest.ts';
+import { decodeRows, type RowShape, type TableRows } from '../../shared/rows.ts';
 import { createDecoder } from '../../worker/compressor.ts';
 
 /**
@@ -48,6 +49,13 @@ export type VirtualWork =
     }
   | { readonly kind: 'wait' }
   | { readonly kind: 'end' };
+
+/** Rows of tables, the step of them, and what they take on the wire. */
+export interface VirtualRows {
+  readonly rows: readonly TableRows[];
+  readonly step: number;
+  readonly bytes: number;
+}
 
 type JoinFacts = Pick<Join, 'tensors' | 'data' | 'errorMeasure'>;
 
@@ -160,6 +168,21 @@ export class VirtualServer {
       at += part.length;
     }
     return joined;
+  }
+
+  /** Tables of the run with their widths; empty: it has none. */
+  get rowShapes(): readonly RowShape[] {
+    return this.#run.tables?.shapes ?? [];
+  }
+
+  /** Rows as a worker is sent them. @param evaluation its rows as they were when it began; null: as they are now. */
+  rows(worker: string, keys: readonly Uint32Array[], evaluation: number | null): VirtualRows {
+    const tables = this.#run.tables!;
+    const capture = this.#run.evaluatedCapture(worker, evaluation);
+    const encoding = capture === null ? tables.pullEncoding : 'f32';
+    const bytes = tables.read(keys, encoding, capture);
+    const rows = decodeRows(tables.shapes, bytes, encoding);
+    return { rows, step: tables.rowStep, bytes: bytes.length };
   }
 
   initialised(worker: string, grant: number, values: Float32Array, nowMs: number): void {

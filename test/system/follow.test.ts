@@ -157,7 +157,7 @@ const COMMANDS: Readonly<Record<string, readonly [(kind: Kind) => string[], Cell
       '--out',
       out(),
     ],
-    all(/updates/, { tables: refused(/DP_USAGE: rows of the tables town are needed/) }),
+    all(/updates/),
   ],
   report: [
     (kind) => ['report', kind, '--html', join(cluster.folder, `${kind}.html`)],
