@@ -2,6 +2,7 @@ import * as core from '@tensorflow/tfjs-core';
 // Only its types: the methods themselves are put in place below.
 import type {} from '@tensorflow/tfjs-core/dist/public/chained_ops/register_all_chained_ops.js';
 import * as layers from '@tensorflow/tfjs-layers';
+import { orthonormal } from './orthogonal.ts';
 
 /**
  * The one TensorFlow.js of the process: the core and the layers in one object, as the package
@@ -117,3 +118,22 @@ for (const name of SAME_AS_FUNCTION.trim().split(/\s+/)) {
 }
 const prototype = core.Tensor.prototype as unknown as Record<string, TensorMethod>;
 for (const [name, method] of Object.entries(methods)) prototype[name] ??= method;
+
+// The orthogonal initialiser of TensorFlow.js, which recurrent layers have by default, takes seconds and warns that it does.
+const orthogonal = layers.initializers.orthogonal({} as never).constructor.prototype as {
+  apply(this: { gain: number; seed?: number }, shape: number[], dtype?: core.DataType): core.Tensor;
+};
+const slowly = orthogonal.apply;
+orthogonal.apply = function (shape, dtype) {
+  // Its own refusals.
+  if (shape.length < 2 || (dtype ?? 'float32') !== 'float32')
+    return slowly.call(this, shape, dtype);
+  return core.tidy(() => {
+    const columns = shape.at(-1)!;
+    const rows = core.util.sizeFromShape(shape) / columns;
+    const [longer, shorter] = [Math.max(rows, columns), Math.min(rows, columns)];
+    const drawn = core.randomNormal([longer, shorter], 0, 1, 'float32', this.seed).dataSync();
+    const q = core.tensor2d(orthonormal(drawn, longer, shorter), [longer, shorter]);
+    return core.mul(core.reshape(rows < columns ? core.transpose(q) : q, shape), this.gain);
+  });
+};

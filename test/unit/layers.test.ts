@@ -1,4 +1,4 @@
-import { beforeAll, describe, expect, test } from 'vitest';
+import { beforeAll, describe, expect, test, vi } from 'vitest';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import type { Experiment, ModelArguments } from '../../worker/experiment.ts';
@@ -131,6 +131,35 @@ describe('initial values', () => {
     product.forEach((value, i) => {
       expect(value).toBeCloseTo(i % 6 === 0 ? 4 : 0, 4);
     });
+  });
+
+  test.each([[[9, 5]], [[5, 9]], [[7, 7]], [[3, 3, 2, 4]]])(
+    'orthogonal gives the numbers of TensorFlow.js for shape %j and the same seed',
+    (shape) => {
+      const given = tf.initializers.orthogonal({ gain: 2, seed: 3 }).apply(shape);
+      const columns = shape.at(-1)!;
+      const rows = given.size / columns;
+      const longer: [number, number] = [Math.max(rows, columns), Math.min(rows, columns)];
+      // As TensorFlow.js has it: the Q of which the R has a positive diagonal.
+      const [q, r] = tf.linalg.qr(tf.randomNormal(longer, 0, 1, 'float32', 3)) as [Tensor, Tensor];
+      const signs = tf.sign(tf.sum(tf.mul(r, tf.eye(longer[1])), 0));
+      const signed = tf.mul(tf.mul(q, signs), 2);
+      const expected = valuesOf(rows < columns ? tf.transpose(signed) : signed);
+      for (const [i, value] of valuesOf(given as Tensor).entries()) {
+        expect(value).toBeCloseTo(expected[i]!, 5);
+      }
+    },
+  );
+
+  test('orthogonal weights of an LSTM come without a warning, and no tensor stays', () => {
+    const warn = vi.spyOn(console, 'warn');
+    const before = tf.memory().numTensors;
+    const weights = tf.initializers.orthogonal({} as never).apply([128, 512]) as Tensor;
+    expect(warn).not.toHaveBeenCalled();
+    expect(tf.memory().numTensors).toBe(before + 1);
+    const product = valuesOf(tf.matMul(weights, weights, false, true));
+    for (const [i, value] of product.entries()) expect(value).toBeCloseTo(i % 129 === 0 ? 1 : 0, 5);
+    warn.mockRestore();
   });
 
   test('sparse gives each unit 15 incoming weights of the scale, and no two units the same', () => {
