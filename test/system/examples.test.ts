@@ -16,7 +16,7 @@ afterAll(() => cluster.close());
 
 /** English of some length, and the examples whose data this test puts in place. */
 const TEXT = join(import.meta.dirname, '..', '..', 'docs', 'architecture.md');
-const WRITTEN_HERE = ['flights', 'ratings', 'characters'];
+const WRITTEN_HERE = ['flights', 'ratings', 'characters', 'vowels'];
 
 /** Enough to see each of them learn. */
 const STEPS = 40;
@@ -32,6 +32,7 @@ test.each(names)('examples/%s trains on real data, on two workers', async (name)
   const id = name.replace('.ts', '');
   if (id === 'flights') await writeFlights(cluster.folder);
   if (id === 'ratings') await writeRatings(cluster.folder);
+  if (id === 'vowels') await writeVowels(cluster.folder);
   if (id === 'characters') await copyFile(TEXT, join(cluster.folder, 'input.txt'));
   await cluster.createRun(id, join(EXAMPLES, name), {
     ...(await configOf(name)),
@@ -82,6 +83,24 @@ async function writeFlights(folder: string): Promise<void> {
     return `2013,${month},${day},${time},${time},0,${time},${time},${delay},${carrier},${i},N${i % 99},${origin},${dest},100,${200 + 50 * (i % 40)},${hour},${minute},2013-01-01T10:00:00Z`;
   });
   await writeFile(join(folder, 'flights.csv'), `${columns}\n${rows.join('\n')}\n`);
+}
+
+/** Utterances in the form of JapaneseVowels, of 7 to 29 steps: each speaker has a feature of his own. */
+async function writeVowels(folder: string): Promise<void> {
+  const part = (count: number, first: number) => {
+    const lines = Array.from({ length: count }, (_, i) => {
+      const [speaker, length] = [1 + (i % 9), 7 + ((i * 5 + first) % 23)];
+      const series = Array.from({ length: 12 }, (_, feature) =>
+        Array.from({ length }, (_, t) =>
+          (Math.sin(t + i + first) / 4 + (feature === speaker ? 1 : 0.1)).toFixed(6),
+        ).join(','),
+      );
+      return [...series, speaker].join(':');
+    });
+    return `@problemName JapaneseVowels\n@data\n${lines.join('\n')}\n`;
+  };
+  await writeFile(join(folder, 'JapaneseVowels_TRAIN.ts'), part(270, 0));
+  await writeFile(join(folder, 'JapaneseVowels_TEST.ts'), part(90, 1));
 }
 
 /** The configuration that the example itself asks for. */
