@@ -62,34 +62,25 @@ function boxOf({ width, height, titled }: Look): Box {
 }
 
 /** Lines, points, bars, error bars and bands over two axes, each linear or logarithmic. */
-export function chartSvg({ title, x, y, series, marks = [] }: ChartFigure, look = PAPER): string {
-  const box = boxOf(look);
-  const all = series.flatMap(({ points }) => points);
-  const hasBars = series.some(({ style }) => style === 'bars');
-  const xs = scaleOf(
-    [
-      ...all.map((point) => point.x),
-      // Names and bars are wider than a point.
-      ...(x.names ? [-0.5, x.names.length - 0.5] : []),
-    ],
-    { ...x, from: box.left, to: box.right },
-  );
-  const ys = scaleOf(
-    [
-      ...all.flatMap((point) => [point.y, point.low ?? point.y, point.high ?? point.y]),
-      ...(hasBars ? [0] : []),
-    ],
-    { ...y, from: box.bottom, to: box.top },
-  );
+export function chartSvg(figure: ChartFigure, look = PAPER): string {
+  const { title, x, y, series, marks = [] } = figure;
+  const named = series
+    .map(({ name, color, style }, i) => ({
+      ...{ name, color: look.color(color ?? i) },
+      dashes: style === 'dashed' ? [6, 4] : look.dashes(color ?? i),
+    }))
+    .filter(({ name }) => name !== '');
+  const whole = boxOf(look);
+  const { strip, legend } = legendOf(named, inkOf(figure, whole), whole, look);
+  const box = { ...whole, top: whole.top + strip };
+  const [xs, ys] = scalesOf(figure, box);
   const parts = [frame(xs, ys, x, y, box, look)];
-  const drawn: { x: number; y: number }[] = [];
   series.forEach(({ points, style = 'line', color }, i) => {
     const stroke = look.color(color ?? i);
     const shown = points.filter(
       (point): point is PlotPoint & { x: number; y: number } =>
         xs.holds(point.x) && ys.holds(point.y),
     );
-    for (const point of shown) drawn.push({ x: xs.at(point.x), y: ys.at(point.y) });
     const isKnown = (value: number | null | undefined): value is number => Number.isFinite(value);
     const edge = (value: number | null | undefined, y: number) =>
       ys.clip(isKnown(value) ? value : y);
@@ -138,20 +129,83 @@ export function chartSvg({ title, x, y, series, marks = [] }: ChartFigure, look 
   for (const [i, { x: value, text }] of marks.entries()) {
     if (!xs.holds(value)) continue;
     const cx = round(xs.at(value));
-    const isLeft = cx > (box.left + box.right) / 2;
+    const isLeft = isLeftOf(cx, box);
     parts.push(
       `<path d="M${cx} ${box.top}V${box.bottom}" stroke="${look.ink}" stroke-dasharray="3 3"/>`,
-      `<text x="${cx + (isLeft ? -6 : 6)}" y="${box.top + 14 + 16 * i}" text-anchor="${isLeft ? 'end' : 'start'}" font-weight="bold"${halo(look)}>${escapeXml(text)}</text>`,
+      `<text x="${cx + (isLeft ? -6 : 6)}" y="${markLine(box, i)}" text-anchor="${isLeft ? 'end' : 'start'}" font-weight="bold"${halo(look)}>${escapeXml(text)}</text>`,
     );
   }
-  const named = series
-    .map(({ name, color, style }, i) => ({
-      ...{ name, color: look.color(color ?? i) },
-      dashes: style === 'dashed' ? [6, 4] : look.dashes(color ?? i),
-    }))
-    .filter(({ name }) => name !== '');
-  return figureSvg(title, [...parts, legend(named, drawn, box, look)], look);
+  return figureSvg(title, [...parts, legend], look);
 }
+
+function scalesOf({ x, y, series }: ChartFigure, box: Box): readonly [Scale, Scale] {
+  const all = series.flatMap(({ points }) => points);
+  const hasBars = series.some(({ style }) => style === 'bars');
+  const xs = scaleOf(
+    [
+      ...all.map((point) => point.x),
+      // Names and bars are wider than a point.
+      ...(x.names ? [-0.5, x.names.length - 0.5] : []),
+    ],
+    { ...x, from: box.left, to: box.right },
+  );
+  const ys = scaleOf(
+    [
+      ...all.flatMap((point) => [point.y, point.low ?? point.y, point.high ?? point.y]),
+      ...(hasBars ? [0] : []),
+    ],
+    { ...y, from: box.bottom, to: box.top },
+  );
+  return [xs, ys];
+}
+
+interface Place {
+  readonly x: number;
+  readonly y: number;
+}
+
+/** Places that something is drawn at, every few pixels: points, lines between them, bars, and marks with their texts. */
+function inkOf(figure: ChartFigure, box: Box): Place[] {
+  const [xs, ys] = scalesOf(figure, box);
+  const bottom = ys.at(ys.clip(0));
+  const lines = figure.series.flatMap(({ points, style = 'line' }) => {
+    const places = points
+      .filter((point): point is PlotPoint & Place => xs.holds(point.x) && ys.holds(point.y))
+      .map((point) => ({ x: xs.at(point.x), y: ys.at(point.y) }));
+    return places.map((place, i): readonly [Place, Place] => {
+      if (style === 'bars') return [{ x: place.x, y: bottom }, place];
+      return [style === 'scatter' ? place : (places[i - 1] ?? place), place];
+    });
+  });
+  for (const [i, { x, text }] of (figure.marks ?? []).entries()) {
+    if (!xs.holds(x)) continue;
+    const at = xs.at(x);
+    const y = markLine(box, i);
+    lines.push([
+      { x: at, y: box.top },
+      { x: at, y: box.bottom },
+    ]);
+    lines.push([
+      { x: at, y },
+      { x: at + (isLeftOf(at, box) ? -1 : 1) * letters(text), y },
+    ]);
+  }
+  return lines.flatMap(([from, to]) => {
+    const pieces = Math.max(1, Math.ceil(Math.hypot(to.x - from.x, to.y - from.y) / INK_PIXELS));
+    return Array.from({ length: pieces + 1 }, (_, k) => ({
+      x: from.x + ((to.x - from.x) * k) / pieces,
+      y: from.y + ((to.y - from.y) * k) / pieces,
+    }));
+  });
+}
+
+/** The base line of the text of mark `i`. */
+const markLine = (box: Box, i: number) => box.top + 14 + 16 * i;
+/** Whether the text of a mark stands on its left. */
+const isLeftOf = (at: number, box: Box) => at > (box.left + box.right) / 2;
+/** The width of a text in pixels, about. */
+const letters = (text: string) => 6.4 * text.length;
+const INK_PIXELS = 8;
 
 /** One axis for each hyperparameter and one line for each trial, the best ones dark and on top. */
 export function parallelSvg({ title, axes, lines }: ParallelFigure, look = PAPER): string {
@@ -366,34 +420,67 @@ function frame(xs: Scale, ys: Scale, x: Axis, y: Axis, box: Box, look: Look): st
   return parts.join('');
 }
 
-/** The legend in the corner where it hides least. */
-function legend(
-  named: readonly { name: string; color: string; dashes: readonly number[] }[],
-  drawn: readonly { x: number; y: number }[],
+interface NamedSeries {
+  readonly name: string;
+  readonly color: string;
+  readonly dashes: readonly number[];
+}
+
+/** The most of a picture's height that a legend above the plot may take. */
+const STRIP_SHARE = 1 / 4;
+const ROW_PIXELS = 18;
+const textPixels = (name: string) => round(34 + letters(name));
+
+/**
+ * The legend in a corner where it hides nothing; if there is none, above the plot, which gives way by `strip` pixels; if that
+ * would take too much of it, in the corner where it hides least.
+ */
+function legendOf(
+  named: readonly NamedSeries[],
+  ink: readonly Place[],
   box: Box,
   look: Look,
-): string {
-  if (named.length < 2) return '';
-  const longest = Math.max(...named.map(({ name }) => name.length));
-  const width = round(34 + 6.4 * longest);
-  const height = 18 * named.length + 8;
-  const corners = [box.right - width - 6, box.left + 6].flatMap((x) =>
-    [box.top + 4, box.bottom - height - 4].map((y) => ({ x, y })),
-  );
-  const hidden = (corner: { x: number; y: number }) =>
-    drawn.filter(
+): { readonly strip: number; readonly legend: string } {
+  if (named.length < 2) return { strip: 0, legend: '' };
+  const width = Math.max(...named.map(({ name }) => textPixels(name)));
+  const height = ROW_PIXELS * named.length + 8;
+  const hidden = (corner: Place) =>
+    ink.filter(
       ({ x, y }) =>
         x >= corner.x && x <= corner.x + width && y >= corner.y && y <= corner.y + height,
     ).length;
-  const { x, y } = corners.reduce((a, b) => (hidden(b) < hidden(a) ? b : a));
-  const rows = named.map(
-    ({ name, color, dashes }, i) =>
-      `<path d="M${x + 8} ${y + 13 + 18 * i}h14" stroke="${color}" stroke-width="3" stroke-dasharray="${dashes.join(' ')}"/>` +
-      `<text x="${x + 28}" y="${y + 17 + 18 * i}">${escapeXml(name)}</text>`,
+  const corners = [box.right - width - 6, box.left + 6].flatMap((x) =>
+    [box.top + 4, box.bottom - height - 4].map((y) => ({ x, y })),
   );
+  const corner = corners.reduce((a, b) => (hidden(b) < hidden(a) ? b : a));
+  if (hidden(corner) > 0) {
+    const places = rowsOf(named, box);
+    const strip = places.at(-1)!.y + ROW_PIXELS - box.top + 6;
+    if (strip <= STRIP_SHARE * look.height) {
+      return { strip, legend: named.map((each, i) => nameOf(each, places[i]!)).join('') };
+    }
+  }
+  const { x, y } = corner;
+  const rows = named.map((each, i) => nameOf(each, { x, y: y + 4 + ROW_PIXELS * i }));
   const back = `<rect x="${x}" y="${y}" width="${width}" height="${height}" fill="${look.surface}" fill-opacity="0.85" stroke="${look.pale}"/>`;
-  return back + rows.join('');
+  return { strip: 0, legend: back + rows.join('') };
 }
+
+/** Where names go that stand in rows from the top of the box, the upper left corner of each. */
+function rowsOf(named: readonly NamedSeries[], box: Box): Place[] {
+  let [x, y] = [box.left, box.top];
+  return named.map(({ name }) => {
+    const width = textPixels(name);
+    if (x > box.left && x + width > box.right) [x, y] = [box.left, y + ROW_PIXELS];
+    const place = { x, y };
+    x += width;
+    return place;
+  });
+}
+
+const nameOf = ({ name, color, dashes }: NamedSeries, { x, y }: Place): string =>
+  `<path d="M${x + 8} ${y + 9}h14" stroke="${color}" stroke-width="3" stroke-dasharray="${dashes.join(' ')}"/>` +
+  `<text x="${x + 28}" y="${y + 13}">${escapeXml(name)}</text>`;
 
 /** A whole figure, with its title where the look has one. */
 export function figureSvg(

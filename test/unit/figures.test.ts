@@ -59,3 +59,39 @@ test('an axis of shares has the unit of the tables', () => {
   expect(chartSvg(figure)).toContain('>20 %</text>');
   expect(chartSvg({ ...figure, y: { label: 'loss' } })).toContain('>0.2</text>');
 });
+
+test('a legend hides no line: it takes a free corner, and stands above the plot where there is none', () => {
+  const flat = (name: string, from: number, to: number) => ({
+    name,
+    points: [
+      { x: 0, y: from },
+      { x: 10, y: to },
+    ],
+  });
+  const chart = { kind: 'chart' as const, title: 't', x: { label: 'x' }, y: { label: 'y' } };
+  const falling = chartSvg({ ...chart, series: [flat('one', 9, 0), flat('two', 10, 1)] });
+  // Only two points of each line are given, and they lie at its ends.
+  const box = /<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)" [^>]*opacity/;
+  const [, left, top] = box.exec(falling)!.map(Number);
+  expect(left).toBeGreaterThan(400);
+  expect(top).toBeLessThan(60);
+  const everywhere = [
+    flat('one', 10, 10),
+    flat('two', 9.5, 0),
+    flat('three', 0, 9.5),
+    flat('four', 0, 0),
+  ];
+  const full = chartSvg({ ...chart, series: everywhere });
+  expect(full).not.toMatch(box);
+  const named = [...full.matchAll(/<text x="[\d.]+" y="([\d.]+)">(?:one|two|three|four)/g)];
+  const lines = [...full.matchAll(/points="([^"]*)"/g)].flatMap(([, points]) =>
+    points!.split(' ').map((point) => Number(point.split(',')[1])),
+  );
+  expect(named).toHaveLength(4);
+  expect(Math.max(...named.map(([, y]) => Number(y)))).toBeLessThan(Math.min(...lines));
+  // Twenty names would leave no room for the plot.
+  const many = Array.from({ length: 20 }, (_, i) =>
+    flat(`a configuration, number ${i}`, i, 20 - i),
+  );
+  expect(chartSvg({ ...chart, series: many })).toMatch(box);
+});
