@@ -4,7 +4,9 @@ import { bytesOf } from '../shared/codec.ts';
 import { encodeBf16, encodedBytes, encodeInt8, encodeTopk } from '../shared/compression.ts';
 import type { PushCompression } from '../shared/config.ts';
 import { createLayout } from '../shared/layout.ts';
+import { random } from '../shared/random.ts';
 import { webSocketAddress } from '../shared/rest-client.ts';
+import { encodeKeys, encodeRows } from '../shared/rows.ts';
 import type { Landing } from '../wire/connection.ts';
 import { Client } from '../worker/client.ts';
 import { rangesFor } from '../worker/shard-links.ts';
@@ -39,6 +41,14 @@ export interface ServerEnd {
   readonly elements: number;
   readonly push: PushCompression['kind'];
   readonly token?: string;
+  /** Each push has gradients of rows of one table too, and wants as many for the next one. */
+  readonly rows?: TouchedRows;
+}
+/** Rows of the table `word` that a push has: drawn from all of them. */
+export interface TouchedRows {
+  readonly rows: number;
+  readonly width: number;
+  readonly touched: number;
 }
 export interface PlainEnd {
   readonly plain: NetConnectOpts;
@@ -92,6 +102,26 @@ export async function runTogether(loads: readonly Load[], seconds: number): Prom
     pulls: results.reduce((sum, { pulls }) => sum + pulls, 0),
   };
 }
+
+/** @returns gradients of some rows, and the keys of others, as a push ends with them. */
+export function touchedRows({ rows, width, touched }: TouchedRows, seed: number) {
+  const draw = random(seed, 1);
+  const keysOf = () => {
+    const keys = new Set<number>();
+    while (keys.size < touched) keys.add(draw.below(rows));
+    return Uint32Array.from(keys).sort();
+  };
+  const values = new Float32Array(touched * width).fill(1e-3);
+  const shape = { name: 'word', width, keysMax: rows };
+  const gradients = encodeRows([shape], [{ keys: keysOf(), values }], 'f32');
+  const keys = encodeKeys([keysOf()]);
+  const tail = new Uint8Array(gradients.length + keys.length);
+  tail.set(gradients);
+  tail.set(keys, gradients.length);
+  return { tail, bytes: gradients.length, wanted: keys.length };
+}
+/** Different pushes of a worker, one after the other. */
+const TAILS = 16;
 
 // Inside the process.
 
@@ -157,7 +187,12 @@ class Simulated {
 
 /** A worker of the real protocol. Resolves when it has joined and holds minibatches. */
 function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<Link> {
-  const { url, run, transport, elements, push, token } = to;
+  const { url, run, transport, elements, push, token, rows: touched } = to;
+  const tails = touched
+    ? Array.from({ length: TAILS }, (_, i) => touchedRows(touched, i))
+    : undefined;
+  let rowStep = 0;
+  let pushes = 0;
   const gradient = gradientOf(elements);
   const tensors = [{ name: 'weights', shape: [elements], role: 'trainable' as const }];
   const payloadOf = (values: Float32Array): Landing => {
@@ -188,10 +223,14 @@ function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<
       if (!free) throw new Error(`${worker} has no minibatch for another push`);
       underWay.push(free.id);
       const { step, generation } = current;
-      client.pushReady(
-        { run, lease: free.id, step, generation, loss: 1, computeMs: 0, encoding: push },
-        payloads,
-      );
+      const plain = { run, lease: free.id, step, generation, loss: 1, computeMs: 0 };
+      if (!tails) {
+        client.pushReady({ ...plain, encoding: push }, payloads);
+        return;
+      }
+      const { tail, bytes, wanted } = tails[pushes++ % TAILS]!;
+      const rows = { step: rowStep, encoding: 'f32' as const, bytes, wanted };
+      client.pushReady({ ...plain, encoding: push, rows }, payloads, tail);
     },
     close: () => client.close(),
   };
@@ -221,6 +260,7 @@ function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<
           client.initialise({ type: 'initialised', run, grant: message.grant }, gradient);
         } else if (message.type === 'work') {
           const { step, generation, acknowledgements } = message;
+          if (message.rows) rowStep = message.rows.step;
           leases = message.leases;
           current = { step, generation };
           if (acknowledgements.length === 0 && leases.length > 0) resolve(link);

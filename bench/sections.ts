@@ -9,6 +9,14 @@ import { benchRates, ratesTable, ratesTargets } from './floods/rates.ts';
 import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
 import { MLP_PARAMETERS, runTogether, startLoad } from './load.ts';
 import { formatBytes, type Table, type Target } from './report.ts';
+import {
+  benchRowPushes,
+  benchRows,
+  rowPushesTable,
+  rowPushesTargets,
+  rowsTable,
+  TOUCHED,
+} from './rows.ts';
 import { benchShards, shardsTable } from './shards.ts';
 import { benchStart, startTable, startTargets } from './start.ts';
 import { benchSystem, SYSTEM_CASES, type SystemCase, type SystemRow } from './system.ts';
@@ -109,6 +117,19 @@ export const SECTIONS: readonly Section[] = [
             },
       );
       return { tables: [shardsTable(rows)], targets: [] };
+    },
+  },
+  {
+    name: 'rows',
+    async run({ quick, progress }) {
+      const all = Object.keys(TOUCHED) as (keyof typeof TOUCHED)[];
+      const tables = quick ? (['GloVe, 64 mails'] as const) : all;
+      const time = quick ? { repetitions: 1, seconds: 1 } : { repetitions: 5, seconds: 2 };
+      const pushes = await benchRowPushes({ tables, ...time, progress });
+      return {
+        tables: [rowPushesTable(pushes), rowsTable(benchRows())],
+        targets: rowPushesTargets(pushes),
+      };
     },
   },
   {
