@@ -13,8 +13,8 @@ const name = Type.String();
 const gap = Type.Boolean();
 
 const ColumnReadingSchema = Type.Union([
-  /** One input. */
-  Type.Object({ name, as: Type.Literal('number'), gap }, closed),
+  /** One input. `unit` may stand behind the number. */
+  Type.Object({ name, as: Type.Literal('number'), unit: Type.Optional(name), gap }, closed),
   /** One 0/1 input for each category. */
   Type.Object({ name, as: Type.Literal('category'), names: Type.Array(name), gap }, closed),
   /** Year, month, day, weekday, and the hour if there are times. */
@@ -40,6 +40,8 @@ const TableReadingSchema = Type.Object(
     columns: Type.Array(ColumnReadingSchema),
     /** Names of the target columns. */
     targets: Type.Array(name),
+    /** Units of targets that have one, by name. */
+    targetUnits: Type.Optional(Type.Record(name, name)),
     /** The mean of the training part replaces a missing value in any column. Absent: only where a column has `gap`. */
     missing: Type.Optional(Type.Literal('mean')),
     /** Options of `loadCsv`, where they were given. */

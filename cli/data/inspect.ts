@@ -47,7 +47,7 @@ export async function inspectCommand(
     return;
   }
   print(facts.source);
-  for (const column of facts.columns) print(factsText(column));
+  for (const column of facts.columns) for (const line of factLines(column)) print(line);
 }
 
 /**
@@ -145,13 +145,11 @@ function countClasses(
   return Object.fromEntries(sorted.map(([label, count]) => [named(label), count]));
 }
 
-function factsText(column: ColumnFacts | ColumnSummary): string {
+function factLines(column: ColumnFacts | ColumnSummary): string[] {
   const { name, numbers } = column;
   const isTable = 'missing' in column;
   const what = isTable
-    ? column.missing > 0
-      ? `  ${column.missing} MISSING`
-      : ''
+    ? `${column.unit === null ? '' : `  in ${column.unit}`}${column.missing > 0 ? `  ${column.missing} MISSING` : ''}`
     : `  ${column.kind} [${column.shape.join(', ')}]`;
   const lines = [`${name}${what}`];
   if (numbers) {
@@ -167,7 +165,7 @@ function factsText(column: ColumnFacts | ColumnSummary): string {
   } else if (numbers === null) {
     lines.push('  text of many kinds');
   }
-  return lines.join('\n');
+  return lines;
 }
 
 /** Whole numbers of few kinds. */

@@ -362,6 +362,9 @@ function chooseInputs(
     );
     notes.push(...spellings(profile));
   }
+  for (const { name, unit } of numbers) {
+    if (unit !== null) notes.push(`column ${quotedText(name)} has numbers in ${unit}`);
+  }
   const hashSize = hashSizeOf(table.count);
   for (const { name } of dates) {
     notes.push(`column ${quotedText(name)} has dates, which become year, month, day and weekday`);
@@ -459,7 +462,7 @@ ${loadOptions(parts).join('\n')}
 ${isClasses ? LOGITS : quantityLayers(target)}
       ],
     }),
-${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n  // In the unit of ${name}.\n  error: (targets, predictions) => targets.sub(predictions).abs().mean(),`}
+${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n  // In ${target.unit === null ? `the unit of ${name}` : comment(target.unit)}.\n  error: (targets, predictions) => targets.sub(predictions).abs().mean(),`}
 
   config: {
     minibatchSize: ${minibatchSize(trainableRows(table.count - target.missing, request))},
@@ -509,6 +512,11 @@ function loadOptions({ request, reading, table, target, task, inputs }: TablePar
   if (inputs.categories.length > 0) {
     lines.push(`categorical: ${codeList(names(inputs.categories), '      ')},`);
   }
+  const quantities = task === 'classification' ? [] : [target];
+  const units = [...quantities, ...inputs.numbers].flatMap(({ name, unit }) =>
+    unit === null ? [] : [`${key(name)}: ${code(unit)}`],
+  );
+  if (units.length > 0) lines.push(`units: { ${units.join(', ')} },`);
   if (inputs.dates.length > 0) lines.push(`dates: ${codeList(names(inputs.dates), '      ')},`);
   if (inputs.dateOrder) lines.push(`dateOrder: '${inputs.dateOrder}',`);
   if (inputs.texts.length > 0) {

@@ -133,7 +133,7 @@ names in its column.
 function kindOf(column: ColumnReading): string {
   switch (column.as) {
     case 'number':
-      return 'a number';
+      return column.unit === undefined ? 'a number' : `a number, in ${column.unit}`;
     case 'category':
       return `one of ${listed(column.names)}`.replaceAll('|', '\\|');
     case 'date':

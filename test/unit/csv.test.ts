@@ -83,7 +83,7 @@ describe('CSV', () => {
       expect(failure(`x,c,y\n1,a,2\n\n1,${gap},3\n`, options)).toMatch(/line 4, column 'c'/);
     }
     const words = {
-      '12 kg': 'is not a number; take the unit out of the column',
+      '12 kg': 'is not a number; name its unit in `units`, or take it out of the column',
       '150*': 'is not a number; correct it',
       '0x10': 'is not a decimal number',
       '1_000': 'is not a number; correct it',

@@ -130,7 +130,7 @@ describe('init on numbers with a slip', () => {
     ['a currency behind', (row) => `${noise(4)(row)} EUR`, `in line 2`, 'currency'],
     ['thousands', (row) => `${1 + row},000`, `'1,000' in line 2`, 'thousands'],
     ['thousands with points', (row) => `1.${200 + row}.000`, `'1.200.000' in line 2`, 'thousands'],
-    ['units', (row) => `${noise(4)(row)} kg`, 'in line 2', 'unit'],
+    ['several units', (row) => `${noise(4)(row)} ${row % 2 ? 'kg' : 'lb'}`, 'in line 2', 'unit'],
     ['percentages', (row) => `${noise(4)(row)}%`, 'in line 2', 'percent'],
     ['percentages in few kinds', (row) => `${10 * (row % 3)} %`, `'0 %' in line 2`, 'percent'],
     [

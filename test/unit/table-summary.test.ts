@@ -30,10 +30,11 @@ describe('the summary of a table', () => {
         name: 'x',
         count: 3,
         missing: 1,
+        unit: null,
         numbers: { mean: 2, deviation: 1, min: 1, max: 3 },
         categories: { 1: 1, 3: 1 },
       },
-      { name: 'c', count: 3, missing: 0, numbers: null, categories: { a: 2, b: 1 } },
+      { name: 'c', count: 3, missing: 0, unit: null, numbers: null, categories: { a: 2, b: 1 } },
     ]);
   });
 

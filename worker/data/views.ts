@@ -173,7 +173,7 @@ function widthOf(column: ColumnReading): number {
 function textOf(column: ColumnReading, values: readonly number[]): string {
   switch (column.as) {
     case 'number':
-      return numberText(values[0]!);
+      return column.unit ? `${numberText(values[0]!)} ${column.unit}` : numberText(values[0]!);
     case 'category':
       // A kind that was not in the training part has no input.
       return column.names[values.indexOf(1)] ?? 'other';

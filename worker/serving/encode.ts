@@ -101,13 +101,16 @@ function columnEncoder(column: ColumnReading, reading: TableReading): ColumnEnco
     case 'number': {
       // A number of JavaScript has a point, however numbers are written in the file.
       const plain = numberReader();
+      const { unit } = column;
+      const read = numberReader({ ...reading, ...(unit !== undefined && { unit }) });
       return {
         ...{ size: 1, filler: Number.NaN },
         isMissing: (text) => Number.isNaN(read(text)) && lacks(text),
         write: (text, target, at) => {
           const value = read(text);
           target[at] = Number.isNaN(value) ? plain(text) : value;
-          return Number.isNaN(target[at]) ? 'it is not a number' : null;
+          const what = unit === undefined ? 'a number' : `a number in ${unit}`;
+          return Number.isNaN(target[at]) ? `it is not ${what}` : null;
         },
       };
     }

@@ -34,7 +34,13 @@ export function isNumber(text: string): boolean {
 /** The number that a trimmed text is; NaN: none that is finite. Hexadecimal and the like are none. */
 export type ReadNumber = (text: string) => number;
 
-export function numberReader({ decimal = '.', thousands }: NumberForm = {}): ReadNumber {
+/** @param form.unit may stand behind a number, with space between or without. */
+export function numberReader(form: NumberForm & { readonly unit?: string } = {}): ReadNumber {
+  const { decimal = '.', thousands, unit } = form;
+  if (unit !== undefined) {
+    const read = numberReader({ decimal, ...(thousands !== undefined && { thousands }) });
+    return (text) => read(text.endsWith(unit) ? text.slice(0, -unit.length).trimEnd() : text);
+  }
   if (decimal === '.' && thousands === undefined) return plainNumber;
   const mark = decimal === ',' ? ',' : '\\.';
   const groups = thousands === undefined ? undefined : thousandsOf(thousands);
@@ -65,6 +71,22 @@ function plainNumber(text: string): number {
   if (text.charCodeAt(0) === 48 && /^0[xbo]/i.test(text)) return Number.NaN;
   // Adding 0 makes -0 to 0.
   return value + 0;
+}
+
+/** A unit behind a number: it begins with a letter or a sign such as ° or µ. */
+const UNIT = /^[\p{L}°µΩ%‰"″'′][\p{L}\d°µΩ"″'′/²³^·]{0,11}$/u;
+
+export const isUnit = (text: string): boolean => UNIT.test(text);
+
+/** A number with the unit behind it; null: the text is something else. @param text trimmed */
+export function numberWithUnit(
+  text: string,
+  read: ReadNumber,
+): { readonly value: number; readonly unit: string; readonly isApart: boolean } | null {
+  const match = /^([-+]?[\d.,' \u00a0\u202f]*\d)(\s*)(\D.*)$/u.exec(text);
+  if (!match || !isUnit(match[3]!)) return null;
+  const value = read(match[1]!);
+  return Number.isNaN(value) ? null : { value, unit: match[3]!, isApart: match[2] !== '' };
 }
 
 /** As messages show it. */

@@ -25,7 +25,7 @@ export interface NamedOptions extends Omit<CsvOptions, 'missing'>, CellOptions {
 export type TargetColumn = NumberColumn | CategoryColumn;
 
 export function named({ missing, ...options }: CsvOptions): NamedOptions {
-  const { targets, inputs, ignore, categorical, categories, dates, hashed } = options;
+  const { targets, inputs, ignore, categorical, categories, dates, hashed, units } = options;
   const texts = options.missingTexts ?? (typeof missing === 'string' ? undefined : missing);
   const gaps = typeof missing === 'string' ? missing : 'refuse';
   return {
@@ -40,6 +40,7 @@ export function named({ missing, ...options }: CsvOptions): NamedOptions {
     ...(dates ? { dates: dates.map(nameOf) } : {}),
     ...(categories ? { categories: byName(categories) } : {}),
     ...(hashed ? { hashed: byName(hashed) } : {}),
+    ...(units ? { units: byName(units) } : {}),
   };
 }
 
@@ -89,6 +90,7 @@ export function chooseColumns(
     categories = {},
     dates = [],
     hashed = {},
+    units = {},
     task,
     labels,
     classes,
@@ -118,6 +120,7 @@ export function chooseColumns(
     ...listed,
     ...dates,
     ...isHashed,
+    ...Object.keys(units),
     ...(alone ? ignore : []),
   ];
   for (const column of needed) if (!has.has(column)) throw lacks(file, column, names);
@@ -153,6 +156,11 @@ export function chooseColumns(
         : null;
     if (also) throw invalid(`column '${column}' is both in \`hashed\` and in \`${also}\``);
   }
+  for (const column of Object.keys(units)) {
+    const isClass = task === 'classification' && isTarget.has(column);
+    if (!isNamed(column) && !isClass) continue;
+    throw invalid(`column '${column}' has a unit in \`units\`, but it is not read as numbers`);
+  }
   const lists: [string, readonly string[]][] = Object.entries(categories);
   for (const [what, list] of classes ? [...lists, [targets[0]!, classes] as const] : lists) {
     const wrong = wrongName(list);
@@ -161,6 +169,7 @@ export function chooseColumns(
   if (options.thousands !== undefined && options.thousands === (options.decimal ?? '.')) {
     throw invalid(`\`thousands\` and \`decimal\` are both '${options.thousands}'`);
   }
+  const unitOf = (column: string) => (units[column] === undefined ? {} : { unit: units[column] });
   const input = (column: string): InputColumn => {
     if (isListed.has(column)) {
       return new CategoryColumn(column, options, 'input', categories[column]);
@@ -168,14 +177,14 @@ export function chooseColumns(
     if (isCategorical.has(column)) return new CategoryColumn(column, options, 'input');
     if (isDate.has(column)) return new DateColumn(column, options, 'input', options.dateOrder);
     if (isHashed.has(column)) return new HashedColumn(column, options, 'input', hashed[column]!);
-    return new NumberColumn(column, options, 'input');
+    return new NumberColumn(column, { ...options, ...unitOf(column) }, 'input');
   };
   // A row without a target is left out before.
   const whole = { ...options, hasGaps: false };
   const target = (column: string): TargetColumn =>
     task === 'classification'
       ? new CategoryColumn(column, whole, 'target', classes)
-      : new NumberColumn(column, whole, 'target');
+      : new NumberColumn(column, { ...whole, ...unitOf(column) }, 'target');
   return { inputs: inputs.map(input), targets: targets.map(target) };
 }
 

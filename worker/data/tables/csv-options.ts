@@ -1,6 +1,6 @@
 import { type FieldRules, isRecord } from '../../fields.ts';
 import { isText, isTexts, oneOf, optional, TEST_FRACTION } from '../reader-options.ts';
-import type { NumberForm } from './cells.ts';
+import { isUnit, type NumberForm } from './cells.ts';
 import type { DateOrder } from './dates.ts';
 import { TABLE_FIELDS, type TableOptions } from './table-rows.ts';
 
@@ -26,6 +26,10 @@ export interface CsvOptions extends TableOptions, NumberForm {
   readonly dates?: readonly string[];
   /** How 1/2/2024 is meant in `dates`. Default: such a date is an error. */
   readonly dateOrder?: DateOrder;
+  /**
+   * Units of columns of numbers, such as { weight: 'kg' }: both `12 kg` and `12` are read as 12. Another unit is an error.
+   */
+  readonly units?: Readonly<Record<string, string>>;
   /** Input columns that hold texts of many kinds, each with the number of inputs that its words are hashed to. */
   readonly hashed?: Readonly<Record<string, number>>;
   /**
@@ -70,6 +74,11 @@ export const CSV_FIELDS: FieldRules<keyof CsvOptions> = {
   hashed: optional({
     allowed: 'an object of whole numbers from 1 to 65536, such as { title: 64 }',
     test: (value) => isRecord(value) && Object.values(value).every(isHashSize),
+  }),
+  units: optional({
+    allowed: "an object of units of 1 to 12 characters, such as { weight: 'kg' }",
+    test: (value) =>
+      isRecord(value) && Object.values(value).every((unit) => isText(unit) && isUnit(unit)),
   }),
   missing: optional({
     allowed: "'drop' or 'mean'",

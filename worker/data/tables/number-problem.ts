@@ -39,7 +39,7 @@ const PROBLEMS: Readonly<Record<CellForm, (text: string, otherwise: string) => s
   tooLarge: () => 'is more than a 64-bit number can hold; scale the column',
   percent: () => 'is not a number; take the % out of the column',
   money: () => 'is not a number; take the currency out of the column',
-  unit: () => 'is not a number; take the unit out of the column',
+  unit: () => 'is not a number; name its unit in `units`, or take it out of the column',
   grouped: correct,
   decimalComma: correct,
   code: correct,

@@ -19,12 +19,27 @@ import { readRows } from './table-rows.ts';
 
 /** How a table was read, for a run to keep. */
 export function readingOf(options: NamedOptions, columns: readonly InputColumn[]): TableReading {
-  const { targets, missingTexts, delimiter, encoding, quote, comment, decimal, thousands } =
-    options;
+  const {
+    targets,
+    units = {},
+    task,
+    missingTexts,
+    delimiter,
+    encoding,
+    quote,
+    comment,
+    decimal,
+    thousands,
+  } = options;
+  const isQuantity = task !== 'classification';
+  const targetUnits = Object.entries(units).filter(
+    ([column]) => isQuantity && targets.includes(column),
+  );
   return {
     kind: 'table',
     columns: columns.map((column) => column.reading()),
     targets: [...targets],
+    ...(targetUnits.length > 0 && { targetUnits: Object.fromEntries(targetUnits) }),
     ...(columns.some(({ gaps }) => gaps.count > 0) && { missing: 'mean' as const }),
     ...(missingTexts && { missingTexts: [...missingTexts] }),
     ...(delimiter !== undefined && { delimiter }),
@@ -78,13 +93,15 @@ export async function readNewTable(
   return { inputs: { ...featureTable(features, 0, lines.length), missing: 'mean' }, lines, notes };
 }
 
+const unitOf = ({ unit }: { readonly unit?: string }) => (unit === undefined ? {} : { unit });
+
 export function columnFor(column: ColumnReading, reading: TableReading): InputColumn {
   const { name, gap } = column;
   const hasGaps = gap || reading.missing === 'mean' || reading.unknown === 'none';
   const options: CellOptions = { ...reading, hasGaps };
   switch (column.as) {
     case 'number':
-      return new NumberColumn(name, options, 'new');
+      return new NumberColumn(name, { ...options, ...unitOf(column) }, 'new');
     case 'category':
       return new CategoryColumn(name, options, 'new', column.names);
     case 'date':

@@ -12,6 +12,7 @@ import {
   nameList,
   nameOf,
   numberReader,
+  numberWithUnit,
   type ReadNumber,
   shown,
   type TableCell,
@@ -37,6 +38,8 @@ export const lineOf = ({ line, counts = 'line' }: CellPlace): string => `${count
 export interface CellOptions extends NumberForm {
   /** Texts that mean a missing value, beside an empty cell. Default: ?, NA, N/A, NaN, null in upper or lower case. */
   readonly missingTexts?: readonly string[];
+  /** Unit of a column of numbers, which may stand behind each of them. */
+  readonly unit?: string;
   /** Whether an input may lack values. Default: a missing value is an error. */
   readonly hasGaps?: boolean;
   /** An input says where values are missing if at least this many rows lack one. Default: 1. */
@@ -166,10 +169,12 @@ export class NumberColumn implements InputColumn {
       this.#numbers.push(Number.NaN);
       return;
     }
-    throw corrupt(
-      place.file,
-      `${lineOf(place)}, column '${this.name}': ${numberProblem(text, this.#options, this.#role)}`,
-    );
+    const { unit } = this.#options;
+    const other = unit === undefined ? null : numberWithUnit(text, numberReader(this.#options));
+    const problem = other
+      ? `'${shown(text)}' is not in ${unit}, the unit of the column: convert it`
+      : numberProblem(text, this.#options, this.#role);
+    throw corrupt(place.file, `${lineOf(place)}, column '${this.name}': ${problem}`);
   }
 
   forget(): void {
@@ -178,7 +183,9 @@ export class NumberColumn implements InputColumn {
   }
 
   reading(): ColumnReading {
-    return { name: this.name, as: 'number', gap: this.gaps.areMarked };
+    const { unit } = this.#options;
+    const gap = this.gaps.areMarked;
+    return { name: this.name, as: 'number', ...(unit !== undefined && { unit }), gap };
   }
 
   features(): Feature[] {

@@ -8,6 +8,7 @@ import {
   nameList,
   nameOf,
   numberReader,
+  numberWithUnit,
   type ReadNumber,
 } from './cells.ts';
 import { DATE_ORDERS, type DateOrder, dateParts } from './dates.ts';
@@ -54,6 +55,8 @@ export interface ColumnProfile {
   readonly dates: { readonly anyOrder: number } & Readonly<Record<DateOrder, number>>;
   /** Words of the cells that are text, and how many different ones; at most `WORD_KINDS_MAX` are told apart. */
   readonly words: { readonly count: number; readonly kinds: number };
+  /** Unit behind the numbers, the same in all cells that have one: they count as numbers. Null: there is none. */
+  readonly unit: string | null;
   /** Cells that are neither missing nor numbers, by form. */
   readonly forms: ReadonlyMap<CellForm, number>;
   /** The first of each form. */
@@ -84,6 +87,8 @@ export interface TableProfile {
 const WORD_KINDS_MAX = 100_000;
 /** Texts of a column that are told apart. */
 const KINDS_MAX = 1000;
+/** A column of at most so many texts such as 3a has names rather than numbers with the unit a. */
+const GLUED_KINDS_FEW = 20;
 /** A zip code or the like, no quantity, though it can be read as one. Two digits may be an hour. */
 const CODE = /^0\d{2,}$/;
 const FLOAT32_MAX = 3.4028234663852886e38;
@@ -195,6 +200,12 @@ class Collector {
   readonly #dates = { anyOrder: 0, dayFirst: 0, monthFirst: 0 };
   #wordCount = 0;
   readonly #words = new Set<string>();
+  /** Unit of the numbers that have one; null: they have several, or a cell cannot be read as one. */
+  #unit: string | null | undefined;
+  /** Numbers with the unit in the same cell without space between. */
+  #isGlued = false;
+  readonly #unitRows = new Growing(Int32Array);
+  readonly #unitValues = new Growing(Float64Array);
 
   constructor(read: ReadNumber) {
     this.#read = read;
@@ -219,9 +230,41 @@ class Collector {
       if (!this.#firsts.has(form)) this.#firsts.set(form, { line, text });
       if (form === 'date') this.#countDate(text);
       else if (form === 'text') this.#countWords(text);
+      else if (form === 'unit') this.#addWithUnit(text);
       this.#values.push(Number.NaN);
     }
     this.#count(text);
+  }
+
+  #addWithUnit(text: string): void {
+    if (this.#unit === null) return;
+    const found = numberWithUnit(text, this.#read);
+    if (!found || (this.#unit ?? found.unit) !== found.unit) {
+      this.#unit = null;
+      return;
+    }
+    // A piece of a long text would keep all of it in memory.
+    this.#unit ??= Buffer.from(found.unit).toString();
+    this.#isGlued ||= !found.isApart;
+    this.#unitRows.push(this.#values.length);
+    this.#unitValues.push(found.value);
+  }
+
+  /** All cells that are there are numbers, some with the unit behind them. Few kinds such as 3a and 3b are rather names. */
+  #takeUnit(): string | null {
+    const given = this.#values.length - this.#missing;
+    const rows = this.#unitRows.taken();
+    if (!this.#unit || this.#numberCount + rows.length !== given) return null;
+    const kinds = this.#order?.size ?? KINDS_MAX;
+    if (this.#isGlued && kinds <= GLUED_KINDS_FEW) return null;
+    const [values, numbers] = [this.#values.taken(), this.#unitValues.taken()];
+    rows.forEach((row, i) => {
+      values[row] = numbers[i]!;
+    });
+    this.#numberCount = given;
+    this.#forms.clear();
+    this.#firsts.clear();
+    return this.#unit;
   }
 
   #countDate(text: string): void {
@@ -255,9 +298,11 @@ class Collector {
   }
 
   done(name: string, isUnnamed: boolean): ColumnProfile {
+    const unit = this.#takeUnit();
     const values = this.#values.taken();
     return {
       name,
+      unit,
       isUnnamed,
       count: values.length,
       missing: this.#missing,
@@ -299,6 +344,10 @@ class Growing<A extends NumberArray> {
       this.#array = larger;
     }
     this.#array[this.#length++] = value;
+  }
+
+  get length(): number {
+    return this.#length;
   }
 
   taken(): A {

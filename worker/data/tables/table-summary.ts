@@ -6,6 +6,8 @@ export interface ColumnSummary {
   readonly name: string;
   readonly count: number;
   readonly missing: number;
+  /** Unit behind the numbers; null: there is none. */
+  readonly unit: string | null;
   /** Null when a cell is not a number. */
   readonly numbers: { mean: number; deviation: number; min: number; max: number } | null;
   /** Cells by category, at most 20, in the order of their numbers; null when there are more. */
@@ -32,11 +34,11 @@ export async function describeCsv(
 ): Promise<TableSummary> {
   const { columns, ...facts } = await profileTable(path, options);
   const summaries = columns.map((profile) => {
-    const { name, count: rows, missing, values, numberCount } = profile;
+    const { name, count: rows, missing, values, numberCount, unit } = profile;
     const isNumbers = numberCount > 0 && numberCount === rows - missing;
     const numbers = missing > 0 ? values.filter((value) => !Number.isNaN(value)) : values;
     return {
-      ...{ name, count: rows, missing },
+      ...{ name, count: rows, missing, unit },
       numbers: isNumbers ? summarise(numbers) : null,
       categories: categoriesOf(profile),
     };
