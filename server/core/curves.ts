@@ -1,5 +1,6 @@
 import { pickPoints } from '../../shared/downsample.ts';
 import type { Observed } from '../../shared/observed.ts';
+import { medianOf } from '../../shared/quantile.ts';
 import type { Evaluation, Metrics, Observations, ObservedSample } from '../../shared/rest.ts';
 import { type Trouble, troubleIn } from './trouble.ts';
 
@@ -121,6 +122,12 @@ export class Curves {
 
   get gradientNorm(): number | null {
     return this.#gradientNorm;
+  }
+
+  /** The median of the points, which a few gradients that explode do not move; null: there is no update yet. */
+  get usualGradientNorm(): number | null {
+    if (this.#points.length === 0) return null;
+    return medianOf(this.#points.map(({ gradientNorm }) => gradientNorm));
   }
 
   /** What is wrong with the optimisation, as of the last evaluation. */

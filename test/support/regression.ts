@@ -42,6 +42,8 @@ export interface Problem {
   readonly inputs: readonly Float64Array[];
   readonly targets: readonly number[];
   readonly summary: DataSummary;
+  /** Other names for `TENSORS`. */
+  readonly tensors?: Join['tensors'];
 }
 
 /** Noisy linear data; few examples, so that the model can overfit. */
@@ -147,7 +149,11 @@ export class VirtualWorker {
     this.#run = run;
     this.#problem = problem;
     this.key = key;
-    const own = { experimentHash: 'hash', tensors: TENSORS, data: problem.summary };
+    const own = {
+      experimentHash: 'hash',
+      tensors: problem.tensors ?? TENSORS,
+      data: problem.summary,
+    };
     run.call(
       { call: 'join', worker: key, join: facts ? { ...own, facts: 'json' } : own, now: 0 },
       facts ?? undefined,

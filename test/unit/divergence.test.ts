@@ -7,6 +7,7 @@ import {
   EXCHANGED,
   lossOf,
   parametersOf,
+  TENSORS,
   VirtualWorker,
 } from '../support/regression.ts';
 
@@ -133,6 +134,72 @@ test('an update that overflows takes the run back, and its minibatch is done aga
   expect(parametersOf(run).every(Number.isFinite)).toBe(true);
   expect(run.phase).toBe('training');
   expect(run.summary(0).rollbacks.length).toBe(1);
+});
+
+describe('where gradients explode', () => {
+  const named = (name: string) => ({
+    ...problem,
+    tensors: TENSORS.map((tensor, i) => (i === 0 ? { ...tensor, name } : tensor)),
+  });
+  /** The reason of a rollback after 10 updates, and one whose gradient is so many times as long as it was. */
+  const reasonOf = (name: string, times: number, config: PartialConfig = {}) => {
+    const run = createRun({ nonFiniteMax: 1, learningRate: 0.001, ...config });
+    const worker = new VirtualWorker(run, named(name));
+    worker.train(() => run.step === 10);
+    pullWork(run, worker);
+    worker.push(0, (payload) => {
+      for (const [i, x] of payload.entries()) payload[i] = times * x;
+    });
+    pullWork(run, worker);
+    worker.push(0, nan);
+    return { reason: run.summary(0).rollbacks[0]!.reason, points: run.metrics().training };
+  };
+
+  test.each(['lstm_LSTM1/recurrent_kernel', 'recurrent_kernel', 'rnn/recurrent_kernel_1'])(
+    'the advice for a model with %s is to clip at the usual norm first',
+    (name) => {
+      const { reason } = reasonOf(name, 1000);
+      const [, seen, usual, advised] =
+        /gradient was (\S+), and (\S+) in the median .* set clip\.norm to about (\S+) first/.exec(
+          reason,
+        )!;
+      expect(advised).toBe(usual);
+      expect(Number(seen)).toBeGreaterThan(100 * Number(usual));
+      // Two digits of what one minibatch of this problem gives.
+      expect(Number(usual)).toBeGreaterThan(0.5);
+      expect(Number(usual)).toBeLessThan(20);
+    },
+  );
+
+  test.each([
+    ['other models', 'dense/kernel', 1000, {}],
+    ['a name that only begins so', 'recurrent_kernels/kernel', 1000, {}],
+    ['a recurrent model whose gradient is as long as before', 'lstm/recurrent_kernel', 1, {}],
+    ['a recurrent model that clips already', 'lstm/recurrent_kernel', 1000, { clip: { norm: 1 } }],
+  ] as const)('%s get the advice of all', (_, name, times, config) => {
+    const { reason } = reasonOf(name, times, config);
+    expect(reason).toMatch(/: lower learningRate, (set|lower) clip\.norm, or look for bad values/);
+    expect(reason).not.toContain('steps of a sequence');
+  });
+
+  test('an update that overflows says so too, at the first update not', () => {
+    const run = createRun({ learningRate: 4, optimizer: { kind: 'sgd' } });
+    const worker = new VirtualWorker(run, named('gru/recurrent_kernel'));
+    pullWork(run, worker);
+    expect(worker.push(0, huge)!.message).toContain(
+      ': lower learningRate, or clip.norm (now none)',
+    );
+    const later = createRun({ learningRate: 4, optimizer: { kind: 'sgd' } });
+    const other = new VirtualWorker(later, named('gru/recurrent_kernel'));
+    for (let i = 0; i < 3; i++) {
+      pullWork(later, other);
+      other.push(0, (payload) => payload.fill(0.001));
+    }
+    pullWork(later, other);
+    expect(other.push(0, huge)!.message).toMatch(
+      /overflow .* set clip\.norm to about 0\.00\d+ first/,
+    );
+  });
 });
 
 test('a validation value that is not finite takes the run back once, however late it comes', () => {
