@@ -540,7 +540,7 @@ export const StudyFoldSchema = Type.Object({
   phases: Type.Record(Type.String(), N),
   workers: N,
   examplesPerSecond: orNull(N),
-  /** The trial with the lowest validation value of the metric of its early stopping; null: none is evaluated. */
+  /** The trial with the lowest validation error, or loss where some trials have no error; null: none is evaluated. */
   best: orNull(
     Type.Object({
       run: Type.String(),

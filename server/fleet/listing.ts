@@ -1,3 +1,4 @@
+import { bestTrial } from '../../shared/best-trial.ts';
 import type { Phase } from '../../shared/protocol.ts';
 import type { RunSummary, StudyFold } from '../../shared/rest.ts';
 
@@ -333,23 +334,23 @@ function foldOf(trials: readonly { readonly summary: RunSummary }[]): Fold {
   const phases: Record<string, number> = {};
   let workers = 0;
   let examplesPerSecond: number | null = null;
-  let best: Fold['best'] = null;
-  for (const { id, phase, workers: own, examplesPerSecond: speed, ...summary } of summaries) {
+  for (const { phase, workers: own, examplesPerSecond: speed } of summaries) {
     phases[phase] = (phases[phase] ?? 0) + 1;
     workers += own;
     if (speed !== null) examplesPerSecond = (examplesPerSecond ?? 0) + speed;
-    const { metric } = summary.earlyStopping;
-    const value = summary.best?.[metric === 'loss' ? 'loss' : 'error'] ?? null;
-    if (value === null || (best !== null && value >= best.value)) continue;
-    best = { run: id, metric, value, errorMeasure: summary.errorMeasure };
   }
+  const best = bestTrial(summaries);
   const first = summaries[0];
   return {
     study: first?.study ?? '',
     experiment: first?.experiment ?? '',
     createdAt: first?.createdAt ?? '',
     newestAt: summaries.at(-1)?.createdAt ?? '',
-    ...{ runs: summaries.length, phases, workers, examplesPerSecond, best },
+    ...{ runs: summaries.length, phases, workers, examplesPerSecond },
+    best: best && {
+      ...{ run: best.run.id, metric: best.metric, value: best.value },
+      errorMeasure: best.run.errorMeasure,
+    },
   };
 }
 

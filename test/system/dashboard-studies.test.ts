@@ -139,7 +139,7 @@ describe.skipIf(skipped)('studies on the dashboard', () => {
   });
 
   test('a search: parallel coordinates, a scatter for each hyperparameter, importance', async () => {
-    const { figures, runs } = await open('a-search');
+    const { figures, runs, advice } = await open('a-search');
     const parallel = shown(figures, 'parallel', /^Trials/);
     expect(await parallel.place.locator('polyline').count()).toBe(runs.length);
     const hints = await parallel.place.locator('polyline > title').allTextContents();
@@ -161,6 +161,15 @@ describe.skipIf(skipped)('studies on the dashboard', () => {
     await page.goto(`${cluster.url}/#/`);
     const line = page.locator('tr[data-study="a-search"]');
     expect(await line.textContent()).toContain(`${runs.length} trials`);
+    // The best trial is the same in the list, in `status` and in the report.
+    const [, trial, error] = /is trial (\d+) with a validation error \([^)]*\) of ([\d.]+) %/.exec(
+      advice,
+    )!;
+    expect(await line.textContent()).toContain(`${error} %`);
+    const { studies } = await cluster.client.status(50, { fold: 'studies' });
+    const { best } = studies!.find(({ study }) => study === 'a-search')!;
+    expect(best!.run).toBe(`a-search-${trial}`);
+    expect((100 * best!.value).toFixed(2)).toBe(error);
     expect(await page.locator('tr.trial').count()).toBe(0);
     await picture(page, 'runs-folded');
     await line.getByRole('button', { name: 'Show the trials of a-search' }).click();

@@ -1,3 +1,4 @@
+import { type BestTrial, bestTrial } from '../../shared/best-trial.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { ago, count, duration, errorOf, plural, short } from '../format.ts';
 import { arrange, type Child, h, patch } from '../html.ts';
@@ -103,7 +104,7 @@ export class Row {
 
   #studyCells({ study, runs, isOpen }: Extract<ListLine, { kind: 'study' }>): Cells {
     const newest = runs.reduce((a, b) => (a.createdAt < b.createdAt ? b : a));
-    const best = bestOf(runs);
+    const best = bestTrial(runs);
     const speed = runs.reduce((sum, run) => sum + (run.examplesPerSecond ?? 0), 0);
     const workers = runs.reduce((sum, run) => sum + run.workers, 0);
     const active = runs.filter(isActive).length;
@@ -127,7 +128,7 @@ export class Row {
       state: active > 0 ? badge('running') : badge('ended'),
       step: h('span', { class: 'muted' }, `${count(active)} active`),
       loss: '',
-      best: best ? [bestText(best), sub(`by ${best.name ?? best.id}`)] : '–',
+      best: best ? [valueText(best), sub(`by ${best.run.name ?? best.run.id}`)] : '–',
       speed: [speed > 0 ? `${count(speed)}/s` : '–', active > 0 && sub(plural(workers, 'worker'))],
       time: duration(runs.reduce((sum, run) => sum + run.seconds, 0)),
     };
@@ -160,16 +161,11 @@ function stepOf(run: RunSummary): Child[] {
   ];
 }
 
+const valueText = ({ run, metric, value }: BestTrial<RunSummary>) =>
+  metric === 'error' ? errorOf(run)(value) : short(value);
+
 const bestText = (run: RunSummary) =>
   run.best!.error === null ? short(run.best!.loss) : errorOf(run)(run.best!.error);
-
-/** The trial of the lowest value that its early stopping watches. */
-function bestOf(runs: readonly RunSummary[]): RunSummary | null {
-  const watched = ({ best, earlyStopping }: RunSummary) =>
-    (earlyStopping.metric === 'error' ? best?.error : best?.loss) ?? Infinity;
-  const known = runs.filter((run) => Number.isFinite(watched(run)));
-  return known.length === 0 ? null : known.reduce((a, b) => (watched(b) < watched(a) ? b : a));
-}
 
 /** Buttons that list the runs with a tag. */
 function tagsOf(tags: readonly string[], onTag: (tag: string) => void): HTMLElement | null {
