@@ -2,12 +2,14 @@ import { createFusedOptimizer, optimizerBytes } from '../server/core/fused.ts';
 import { createKernels } from '../server/core/kernels.ts';
 import { RunTables } from '../server/core/tables/run-tables.ts';
 import { resolveConfig } from '../shared/config.ts';
+import { errorText } from '../shared/errors.ts';
 import { Memory, regionBytes } from '../shared/memory.ts';
 import { medianOf } from '../shared/quantile.ts';
 import { createRun, RUN, timed } from './exchange.ts';
 import { startLoad, type TouchedRows, touchedRows } from './load.ts';
 import { startServer } from './processes.ts';
 import { formatBytes, type Table, type Target } from './report.ts';
+import { openRowPeer, ROW_PEERS, type RowPeer } from './row-peers.ts';
 
 /** A push of the rows that a minibatch touches beside a push of the whole table, by turns. */
 
@@ -122,6 +124,86 @@ export function rowPushesTargets(rows: readonly RowPushRow[]): Target[] {
       seen: largest ? largest.rowBytes / largest.denseBytes : null,
     },
   ];
+}
+
+// Beside other systems.
+
+export interface RowPeerRow {
+  readonly system: string;
+  readonly perSecond: number;
+  readonly rowsPerSecond: number;
+  /** Updates/s of Downpour over those of this system: the median of the turns. */
+  readonly times: number;
+}
+
+/** Those that are installed, by turns with Downpour. @param skipped is said who is not, and why. */
+export async function benchRowPeers(options: {
+  readonly repetitions: number;
+  readonly seconds: number;
+  readonly progress?: (what: string) => void;
+  readonly skipped: (why: string) => void;
+}): Promise<RowPeerRow[]> {
+  const { repetitions, seconds, progress } = options;
+  const shape: TouchedRows = TOUCHED[LARGEST];
+  const peers: RowPeer[] = [];
+  for (const peer of ROW_PEERS) {
+    progress?.(peer.what);
+    try {
+      peers.push(await openRowPeer(peer, shape));
+    } catch (error) {
+      options.skipped(`${peer.what}: ${errorText(error)}`);
+    }
+  }
+  if (peers.length === 0) return [];
+  const load = startLoad();
+  const server = await startServer();
+  try {
+    const { rows, width } = shape;
+    await createRun(server, {
+      optimizer: { kind: 'adagrad' },
+      tables: { word: { rows, width } },
+    });
+    const to = { url: server.url, run: RUN, elements: DENSE, rows: shape } as const;
+    const systems: { readonly what: string; perSecond(seconds: number): Promise<number> }[] = [
+      {
+        what: 'Downpour',
+        perSecond: async () =>
+          (await timed([load], 1, seconds, null, { ...to, transport: 'tcp', push: 'f32' }))
+            .perSecond,
+      },
+      ...peers,
+    ];
+    const seen = systems.map((): number[] => []);
+    for (let i = 0; i < repetitions; i++) {
+      for (const [at, { what, perSecond }] of systems.entries()) {
+        progress?.(`${what}, turn ${i + 1} of ${repetitions}`);
+        seen[at]!.push(await perSecond(seconds));
+      }
+    }
+    return systems.map(({ what: system }, at) => {
+      const perSecond = medianOf(seen[at]!);
+      const times = medianOf(seen[at]!.map((other, i) => seen[0]![i]! / other));
+      return { system, perSecond, rowsPerSecond: shape.touched * perSecond, times };
+    });
+  } finally {
+    await Promise.all([load.close(), server.close(), ...peers.map((peer) => peer.close())]);
+  }
+}
+
+export function rowPeersTable(rows: readonly RowPeerRow[], skipped: readonly string[]): Table {
+  const missing = skipped.length > 0 ? ` Not measured: ${skipped.join('; ')}.` : '';
+  return {
+    name: 'rows beside others',
+    question: "How fast are pushes of 2,889 rows of GloVe's table, beside other systems?",
+    columns: [
+      { key: 'system', title: 'system' },
+      { key: 'perSecond', title: 'updates/s' },
+      { key: 'rowsPerSecond', title: 'rows/s' },
+      { key: 'times', title: 'Downpour, times', digits: 2 },
+    ],
+    rows: rows.map((row) => ({ ...row })),
+    note: `One worker and one server on the same machine, one update under way, which brings as many other rows. All systems took turns. ps-lite has Adagrad by rows, as Downpour; TensorFlow and PyTorch have one number of state for each element.${missing}`,
+  };
 }
 
 // The work of the server alone.

@@ -10,8 +10,10 @@ import { limitsTable, memoryLimits, startPlainPeer } from './limits.ts';
 import { MLP_PARAMETERS, runTogether, startLoad } from './load.ts';
 import { formatBytes, type Table, type Target } from './report.ts';
 import {
+  benchRowPeers,
   benchRowPushes,
   benchRows,
+  rowPeersTable,
   rowPushesTable,
   rowPushesTargets,
   rowsTable,
@@ -126,8 +128,13 @@ export const SECTIONS: readonly Section[] = [
       const tables = quick ? (['GloVe, 64 mails'] as const) : all;
       const time = quick ? { repetitions: 1, seconds: 1 } : { repetitions: 5, seconds: 2 };
       const pushes = await benchRowPushes({ tables, ...time, progress });
+      const skipped: string[] = [];
+      const peers = await benchRowPeers({
+        ...{ ...time, progress },
+        skipped: (why) => skipped.push(why),
+      });
       return {
-        tables: [rowPushesTable(pushes), rowsTable(benchRows())],
+        tables: [rowPushesTable(pushes), rowPeersTable(peers, skipped), rowsTable(benchRows())],
         targets: rowPushesTargets(pushes),
       };
     },
