@@ -244,7 +244,7 @@ function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<
         if (message.type === 'assign') {
           const layout = createLayout(tensors);
           if (!(await client.attach(message, layout))) continue;
-          const ranges = rangesFor(layout, message.shards);
+          const ranges = rangesFor(layout, message);
           if (ranges.length > 1) {
             payloads = ranges.map(({ start, end }) => payloadOf(gradient.subarray(start, end)));
           }

@@ -356,6 +356,10 @@ export async function openTensors(path: string): Promise<OpenTensors> {
       const header = await readHeader(handle, path, size, { update: () => {} });
       const places = new Map(header.tensors.map((tensor) => [tensor.name, tensor]));
       return {
+        size(name) {
+          const place = places.get(name);
+          return place ? (place.end - place.begin) / 4 : 0;
+        },
         async read(name, start, count) {
           const place = places.get(name);
           if (!place || 4 * (start + count) > place.end - place.begin) {
@@ -384,6 +388,8 @@ export async function openTensors(path: string): Promise<OpenTensors> {
 }
 
 export interface OpenTensors {
+  /** Elements of a tensor; 0: there is none. */
+  size(name: string): number;
   /** Elements [start, start + count). @throws DownpourError DP_CHECKPOINT_CORRUPT or DP_DISK. */
   read(name: string, start: number, count: number): Promise<Float32Array>;
   close(): Promise<void>;

@@ -47,6 +47,21 @@ export function partition(layout: Pick<Layout, 'tensors' | 'size'>, shards: numb
   return ranges;
 }
 
+/**
+ * Ranges of the shards of a run. If it has tables, each shard has rows: those that have no part of the vector get an empty
+ * range at its end.
+ */
+export function rangesOfRun(
+  layout: Pick<Layout, 'tensors' | 'size'>,
+  shards: number,
+  hasTables: boolean,
+): Range[] {
+  const ranges = partition(layout, shards);
+  const { size } = layout;
+  while (hasTables && ranges.length < shards) ranges.push({ start: size, end: size });
+  return ranges;
+}
+
 function boundaryAt({ tensors }: Pick<Layout, 'tensors'>, wanted: number, share: number): number {
   const tensor = tensors.find(({ offset, size }) => wanted < offset + size);
   if (!tensor || tensor.offset === wanted) return wanted;

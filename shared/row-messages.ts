@@ -9,6 +9,13 @@ const rowEncoding = (description: string) => oneOf<RowEncoding>(ROW_ENCODINGS, d
 const rowBytesOf = (description: string) =>
   Type.Integer({ minimum: 0, maximum: LIMITS.rowBytesMax, multipleOf: 4, description });
 
+const rowPull = () =>
+  Type.Optional(
+    natural(
+      'Each other [shard](protocol.md#shards) sends the rows that it has in a `rows` with this number. Absent: the server has all rows.',
+    ),
+  );
+
 /** A push: what its payload ends with. */
 export const pushRows = () =>
   Type.Optional(
@@ -37,6 +44,7 @@ export const workRows = () =>
         step: natural('Row step: updates of rows before these rows were read.'),
         encoding: rowEncoding('How the rows are encoded: `f32` or `bf16`.'),
         bytes: rowBytesOf('Length of the rows at the end of the payload.'),
+        pull: rowPull(),
       },
       about(
         'The rows that the last push wanted, behind the parameters in the payload. Absent: none were wanted, or the run has no [tables](protocol.md#rows-of-tables).',
@@ -83,7 +91,20 @@ export const RowsSchema = Type.Object(
     step: natural('Row step: updates of rows before these rows were read.'),
     generation: natural('The generation of the parameters that the rows belong to.'),
     encoding: rowEncoding('How the rows are encoded: `f32` or `bf16`. For an evaluation: `f32`.'),
+    pull: rowPull(),
   },
   about('Rows of tables that `pullRows` asked for. Payload: the rows.'),
 );
 export type RowsMessage = Static<typeof RowsSchema>;
+
+/** A shard's part of the rows of a `work` or `rows` with this `pull`. */
+export const RowsPartSchema = Type.Object(
+  {
+    type: Type.Literal('rows'),
+    run: run(),
+    pull: natural('As `rows.pull` of `work`, or `pull` of `rows`.'),
+    encoding: rowEncoding('As there.'),
+  },
+  about("A shard's part of the rows that a push or `pullRows` asked for. Payload: its rows."),
+);
+export type RowsPart = Static<typeof RowsPartSchema>;

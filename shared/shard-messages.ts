@@ -11,6 +11,7 @@ import {
   session,
 } from './message-fields.ts';
 import { type ErrorMessage, ErrorSchema } from './protocol.ts';
+import { pushRows, type RowsPart, RowsPartSchema } from './row-messages.ts';
 
 /** What a worker and a shard say to each other: the parts of what worker and server say. */
 
@@ -30,8 +31,11 @@ export const PartMessageSchema = Type.Object(
     encoding: encoding('As in `push`.'),
     kind: pushKind(),
     fragment: fragment('As in `push`.'),
+    rows: pushRows(),
   },
-  about("A shard's part of a push. Payload: the gradient in its range, then the statistics there."),
+  about(
+    "A shard's part of a push. Payload: the gradient in its range, then the statistics there, then its rows and keys of rows.",
+  ),
 );
 export type PartMessage = Static<typeof PartMessageSchema>;
 
@@ -63,12 +67,15 @@ export const ParametersSchema = Type.Object(
 );
 export type ParametersMessage = Static<typeof ParametersSchema>;
 
-export type FromShard = Static<typeof AttachedSchema> | ParametersMessage | ErrorMessage;
+export type FromShard = Static<typeof AttachedSchema> | ParametersMessage | RowsPart | ErrorMessage;
 
 /** Every message between a worker and a shard, by who sends it. */
 export const SHARD_MESSAGES = {
   toShard: { attach: AttachSchema, part: PartMessageSchema, initialPart: InitialPartSchema },
-  fromShard: { attached: AttachedSchema, parameters: ParametersSchema, error: ErrorSchema },
+  fromShard: {
+    ...{ attached: AttachedSchema, parameters: ParametersSchema, rows: RowsPartSchema },
+    error: ErrorSchema,
+  },
 } as const;
 
 const toShard = compile(SHARD_MESSAGES.toShard);

@@ -11,6 +11,9 @@ import type { RowEncoding, RowShape } from './rows.ts';
 /** A header of the handshake, `yes` from a worker that knows tables. Others are not assigned to runs with tables. */
 export const TABLES_HEADER = 'downpour-tables';
 
+/** `yes` from a worker that knows how rows are cut over shards. On a server with shards, others get no run with tables. */
+export const ROW_SHARDS_HEADER = 'downpour-row-shards';
+
 const TableOptimizerSchema = Type.Union(
   [
     Type.Object({ kind: Type.Literal('sgd') }, closed),

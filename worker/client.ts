@@ -22,8 +22,9 @@ import {
   type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
+import type { RowsMessage } from '../shared/row-messages.ts';
 import { causeOf, Said } from '../shared/said.ts';
-import { TABLES_HEADER } from '../shared/tables.ts';
+import { ROW_SHARDS_HEADER, TABLES_HEADER } from '../shared/tables.ts';
 import type { Connection, ConnectionEvents, FrameHeader, Landing } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
@@ -32,9 +33,9 @@ import { createDecoder } from './compressor.ts';
 import { Heartbeat, type Patience } from './heartbeat.ts';
 import { refusalOf, refusalOfStatus } from './refusals.ts';
 import { RowRequests, type RowsAnswer, RowsLost } from './rows/requests.ts';
-import type { RowPuller } from './rows/rows-exchange.ts';
+import type { RowPuller, RowsOfPush } from './rows/rows-exchange.ts';
 import { backoffMs, Servers } from './servers.ts';
-import { type Pull, rangesFor, ShardLinks } from './shard-links.ts';
+import { type Pull, type RowPull, rangesFor, ShardLinks } from './shard-links.ts';
 import { type KeptPush, UnacknowledgedPushes } from './unacknowledged.ts';
 
 /**
@@ -74,10 +75,16 @@ export interface ClientOptions {
 export interface Received {
   readonly message: Exclude<ServerMessage, { type: 'error' | 'standby' | 'rows' }>;
   readonly payload: Float32Array;
-  /** Rows of tables that the payload ended with, as `encodeRows` has them; the receiver's own. */
-  readonly rows?: Uint8Array;
+  /** Rows of tables that came with it, as `encodeRows` has them, from each shard; the receiver's own. */
+  readonly rows?: readonly Uint8Array[];
   /** Gives the payload's memory back, to be received into again; absent: it is never used again. */
   readonly release?: () => void;
+}
+
+/** What the server said, of which parts may still be on their way from shards. */
+interface InTransit extends Received {
+  readonly pull?: Pull;
+  readonly rowPull?: RowPull;
 }
 
 /**
@@ -112,7 +119,7 @@ export class Client implements RowPuller {
   #pushed = new Memories(MEMORIES_KEPT);
   readonly #pulled = new Memories(MEMORIES_KEPT);
   readonly #decoder = createDecoder();
-  #received: (Received & { readonly pull?: Pull })[] = [];
+  #received: InTransit[] = [];
   /** To the shards of the run; null: the server has all of it. */
   #links: ShardLinks | null = null;
   readonly #requests = new RowRequests();
@@ -203,7 +210,7 @@ export class Client implements RowPuller {
   /** Something has come that `next` has not given yet. */
   get hasReceived(): boolean {
     const [first] = this.#received;
-    return first !== undefined && !first.pull?.missing;
+    return first !== undefined && !first.pull?.missing && !first.rowPull?.missing;
   }
 
   /**
@@ -217,7 +224,7 @@ export class Client implements RowPuller {
     for (;;) {
       this.#options.signal.throwIfAborted();
       if (this.hasReceived) {
-        const { pull, ...received } = this.#received.shift()!;
+        const { pull, rowPull: _, ...received } = this.#received.shift()!;
         if (!pull) return received;
         return { ...received, payload: pull.values.subarray(0, pull.elements) };
       }
@@ -248,7 +255,7 @@ export class Client implements RowPuller {
     for (const [k, range] of (links?.ranges ?? []).entries()) {
       if (k === 0) continue;
       const part = bytesOf(values.subarray(range.start, range.end));
-      links!.send(k, { type: 'initialPart', run, grant }, part);
+      links!.send(k, { type: 'initialPart', run, grant }, [part]);
     }
   }
 
@@ -256,10 +263,12 @@ export class Client implements RowPuller {
    * Connects to the shards of a run, if it has several.
    * @returns false: one of them is not there; everything is opened anew, and the run assigned again.
    */
-  async attach({ session, shards, config }: Assign, layout: Layout): Promise<boolean> {
+  async attach(assign: Assign, layout: Layout): Promise<boolean> {
+    const { session, shards, config } = assign;
     this.#links?.close();
     this.#links = null;
-    const parts = rangesFor(layout, shards).length;
+    const ranges = rangesFor(layout, assign);
+    const parts = ranges.length;
     this.#pushed = new Memories(MEMORIES_KEPT * parts);
     if (parts === 1) return true;
     const connection = this.#connection;
@@ -270,6 +279,7 @@ export class Client implements RowPuller {
       server: this.#servers.url,
       session,
       layout,
+      ranges,
       fragments: fragmentsOf(config),
       headers: this.#authorization(),
       ...(tls ? { tls } : {}),
@@ -295,32 +305,32 @@ export class Client implements RowPuller {
   /**
    * Sends a gradient, now or when there is a connection again.
    * @param write fills the payload, at once; its memory, 8-byte aligned, stays as it is until the push
-   *   is acknowledged or forgotten. @param tail what follows the first payload, if `push` has rows.
+   *   is acknowledged or forgotten. @param rows what follows each payload, if `push` has rows.
    * @returns its sequence.
    */
   push(
     push: Omit<Push, 'type' | 'sequence'>,
     payloadBytes: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
-    tail?: Uint8Array,
+    rows?: readonly RowsOfPush[],
   ): number {
     const payloads = payloadBytes.map((bytes) => this.#pushed.take(bytes));
     write(payloads.map(({ bytes }) => bytes));
-    return this.pushReady(push, payloads, tail);
+    return this.pushReady(push, payloads, rows);
   }
 
   /**
    * Sends a gradient that is a payload as it stands, without a copy.
    * @param payloads one for each shard; each stays as it is until it is released, once, when nothing is sent
-   *   from it any more. @param tail as for `push`. @returns its sequence.
+   *   from it any more. @param rows as for `push`. @returns its sequence.
    */
   pushReady(
     push: Omit<Push, 'type' | 'sequence'>,
     payloads: readonly Landing[],
-    tail?: Uint8Array,
+    rows?: readonly RowsOfPush[],
   ): number {
     const sequence = ++this.#sequence;
-    const { run, lease, step, generation, loss, computeMs, encoding, kind, fragment, rows } = push;
+    const { run, lease, step, generation, loss, computeMs, encoding, kind, fragment } = push;
     // Field by field: to copy an object takes V8 ten times as long, a microsecond for each push.
     const gradient: Push = {
       type: 'push',
@@ -335,22 +345,25 @@ export class Client implements RowPuller {
     };
     const part = fragment === undefined ? {} : { fragment };
     const plain = kind === undefined ? gradient : { ...gradient, kind, ...part };
-    const header = rows === undefined ? plain : { ...plain, rows };
-    const kept = this.#unacknowledged.add(header, payloads, tail);
+    const header = push.rows === undefined ? plain : { ...plain, rows: push.rows };
+    const kept = this.#unacknowledged.add(header, payloads, rows);
     if (this.connected) this.#sendPush(kept);
     return sequence;
   }
 
   #sendPush(push: KeptPush): void {
-    const { header, payloads, run, sequence, gone, tail } = push;
+    const { header, payloads, run, sequence, gone, rows } = push;
     push.sending += payloads.length;
     const first = payloads[0]!.bytes;
-    this.#connection!.send(header, tail ? [first, tail] : [first], gone);
+    this.#connection!.send(header, rows ? [first, rows[0]!.tail] : [first], gone);
     for (let k = 1; k < payloads.length; k++) {
       const { encoding, kind, fragment } = header;
       const what = { ...(kind && { kind }), ...(fragment !== undefined && { fragment }) };
-      const part = { type: 'part', run, sequence, encoding, ...what } as const;
-      if (this.#links) this.#links.send(k, part, payloads[k]!.bytes, gone);
+      const more = rows?.[k];
+      const dense = { type: 'part', run, sequence, encoding, ...what } as const;
+      const part = more ? { ...dense, rows: more.rows } : dense;
+      const { bytes } = payloads[k]!;
+      if (this.#links) this.#links.send(k, part, more ? [bytes, more.tail] : [bytes], gone);
       else gone();
     }
   }
@@ -451,6 +464,7 @@ export class Client implements RowPuller {
       [LOCAL_STEPS_HEADER]: 'yes',
       [GROUPS_HEADER]: 'yes',
       [TABLES_HEADER]: 'yes',
+      [ROW_SHARDS_HEADER]: 'yes',
       [FRAGMENTS_HEADER]: 'yes',
       [RESIDUAL_DECAY_HEADER]: 'yes',
       ...(acceptsBundles !== undefined && { [BUNDLE_HEADER]: acceptsBundles ? 'yes' : 'no' }),
@@ -574,21 +588,22 @@ export class Client implements RowPuller {
         return;
       }
       if (message.type === 'rows') {
-        this.#requests.answer(message, payload);
+        this.#receiveRows(message, payload);
         landing?.release();
         return;
       }
       if (message.type === 'work') this.#look(message);
       // Who waits for rows would not hear of it.
       else this.#requests.fail(new RowsLost(`the server sent ${message.type}`));
+      const bytes = message.type === 'work' ? (message.rows?.bytes ?? 0) : 0;
+      if (bytes > payload.length) throw malformedRows(bytes, payload.length);
+      const dense = bytes > 0 ? payload.subarray(0, payload.length - bytes) : payload;
+      const rows =
+        bytes > 0 ? this.#rowsOf((message as Work).rows!, payload.subarray(dense.length)) : {};
       if (message.type === 'work' && message.pull !== null) {
-        this.#receivePart(message, message.pull, payload, landing);
+        this.#receivePart(message, message.pull, dense, landing, rows);
       } else {
-        const rows = message.type === 'work' ? (message.rows?.bytes ?? 0) : 0;
-        if (rows > payload.length) throw malformedRows(rows, payload.length);
-        const dense = rows > 0 ? payload.subarray(0, payload.length - rows) : payload;
-        const tail = rows > 0 ? { rows: payload.slice(dense.length) } : {};
-        this.#received.push({ message, ...tail, ...this.#numbersOf(message, dense, landing) });
+        this.#received.push({ message, ...rows, ...this.#numbersOf(message, dense, landing) });
         this.#wake();
       }
     } catch (error) {
@@ -597,16 +612,46 @@ export class Client implements RowPuller {
     }
   }
 
-  /** The first part of a vector whose other parts come from the shards. */
-  #receivePart(message: Work, id: number, payload: Uint8Array, landing: Landing | null): void {
-    const links = this.#links;
-    if (!links) {
-      throw new DownpourError('DP_PROTOCOL_ORDER', 'parts of parameters came without shards');
+  /** Rows that came with a `work`; others may come from the shards. @param bytes are copied. */
+  #rowsOf({ pull }: NonNullable<Work['rows']>, bytes: Uint8Array) {
+    if (pull === undefined) return { rows: [bytes.slice()] };
+    const links = this.#mustHaveLinks();
+    const rowPull = links.rows(pull);
+    links.takeRows(0, pull, bytes);
+    return { rows: rowPull.parts, rowPull };
+  }
+
+  /** The answer to `pullRows`; it is whole when the shards have sent theirs. */
+  #receiveRows(message: RowsMessage, payload: Uint8Array): void {
+    const { pull } = message;
+    if (pull === undefined) {
+      this.#requests.answer(message, [payload.slice()]);
+      return;
     }
+    const links = this.#mustHaveLinks();
+    const rowPull = links.rows(pull);
+    rowPull.whole = () => this.#requests.answer(message, rowPull.parts);
+    links.takeRows(0, pull, payload);
+  }
+
+  #mustHaveLinks(): ShardLinks {
+    if (this.#links) return this.#links;
+    throw new DownpourError('DP_PROTOCOL_ORDER', 'parts of parameters came without shards');
+  }
+
+  /** The first part of a vector whose other parts come from the shards. */
+  #receivePart(
+    message: Work,
+    id: number,
+    payload: Uint8Array,
+    landing: Landing | null,
+    rows: Pick<InTransit, 'rows' | 'rowPull'>,
+  ): void {
+    const links = this.#mustHaveLinks();
     const { fragment = null } = message;
     const pull = links.pull(id, fragment);
     const { release } = pull;
-    this.#received.push({ message, payload: pull.values, release, pull });
+    this.#received.push({ message, payload: pull.values, release, pull, ...rows });
     links.take(0, id, payload, message.encoding, fragment);
     landing?.release();
   }

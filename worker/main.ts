@@ -280,7 +280,7 @@ class Worker {
     const { architecture } = model;
     const encoded = encodeFacts({ ...factsOf(prepared), ...(architecture && { architecture }) });
     const exchange = this.#client;
-    const ranges = rangesFor(model.layout, assign.shards);
+    const ranges = rangesFor(model.layout, assign);
     if (ranges.length > 1 && this.#options.reachesShards === false) {
       model.dispose();
       throw new DownpourError(

@@ -6,9 +6,10 @@ import { fragmentPieces, pieceSize } from '../shared/fragments.ts';
 import type { Layout } from '../shared/layout.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { ShardAddress } from '../shared/message-fields.ts';
-import { partition, type Range } from '../shared/partition.ts';
+import { type Range, rangesOfRun } from '../shared/partition.ts';
 import { knownCode } from '../shared/protocol.ts';
 import { checkFromShard, type ToShard } from '../shared/shard-messages.ts';
+import { type TableFields, tablesOf } from '../shared/tables.ts';
 import type { Connection, FrameHeader, Landing } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket } from '../wire/local-socket.ts';
@@ -28,6 +29,8 @@ export interface ShardLinksOptions {
   readonly server: string;
   readonly session: string;
   readonly layout: Layout;
+  /** See `rangesFor`. */
+  readonly ranges: readonly Range[];
   /** That the parameters may come in; 1: all together. */
   readonly fragments: number;
   readonly headers: Readonly<Record<string, string>>;
@@ -51,12 +54,24 @@ export interface Pull {
   release(): void;
 }
 
+/** Rows of tables under way: `parts` is whole when nothing is missing. */
+export interface RowPull {
+  /** As `encodeRows` has them, one for each shard. */
+  readonly parts: Uint8Array[];
+  missing: number;
+  /** Called once, when all parts are there. */
+  whole: () => void;
+}
+
 /** Vectors in use at once: one arrives, one is read from, one is on the device. */
 const MEMORIES_KEPT = 3;
 
-/** Into how many parts pushes of this layout go. */
-export function rangesFor(layout: Layout, shards: readonly ShardAddress[]): Range[] {
-  return partition(layout, 1 + shards.length);
+/** The parts into which pushes of this layout go. */
+export function rangesFor(
+  layout: Layout,
+  { shards, config }: { readonly shards: readonly ShardAddress[]; readonly config: TableFields },
+): Range[] {
+  return rangesOfRun(layout, 1 + shards.length, tablesOf(config) !== null);
 }
 
 /** One after the other. @param sizes elements. */
@@ -81,11 +96,12 @@ export class ShardLinks {
   readonly #memories = new Memories(MEMORIES_KEPT);
   readonly #decoder = createDecoder();
   readonly #pulls = new Map<number, Pull>();
+  readonly #rowPulls = new Map<number, RowPull>();
   #closed = false;
 
   constructor(options: ShardLinksOptions) {
     this.#options = options;
-    this.ranges = rangesFor(options.layout, options.shards);
+    this.ranges = options.ranges;
     const { layout, fragments: count } = options;
     this.#fragments = Array.from({ length: count > 1 ? count : 0 }, (_, index) =>
       placesOf(fragmentPieces(layout, this.ranges, { index, count }).map(pieceSize)),
@@ -135,6 +151,8 @@ export class ShardLinks {
                 else if (message.type === 'parameters') {
                   const { pull, encoding, fragment = null } = message;
                   this.take(index, pull, payload, encoding, fragment);
+                } else if (message.type === 'rows') {
+                  this.takeRows(index, message.pull, payload);
                 } else said = `${knownCode(message.code)} ${message.message}`;
               } catch (error) {
                 said = errorText(error);
@@ -259,12 +277,35 @@ export class ShardLinks {
     }
   }
 
+  // Rows of tables.
+
+  /** Rows that come under one number. */
+  rows(id: number): RowPull {
+    let pull = this.#rowPulls.get(id);
+    if (!pull) {
+      pull = { parts: [], missing: this.ranges.length, whole: () => {} };
+      this.#rowPulls.set(id, pull);
+    }
+    return pull;
+  }
+
+  /** The rows of one shard have come. @param bytes are copied. */
+  takeRows(index: number, id: number, bytes: Uint8Array): void {
+    const pull = this.rows(id);
+    pull.parts[index] = bytes.slice();
+    pull.missing--;
+    if (pull.missing > 0) return;
+    this.#rowPulls.delete(id);
+    pull.whole();
+    this.#options.complete();
+  }
+
   // Pushes.
 
-  /** @param gone called once: the payload has left, or never will. */
-  send(index: number, message: ToShard, payload: Uint8Array, gone?: () => void): void {
+  /** @param payload in pieces. @param gone called once: the payload has left, or never will. */
+  send(index: number, message: ToShard, payload: readonly Uint8Array[], gone?: () => void): void {
     const connection = this.#connections[index];
-    if (connection) connection.send(message, [payload], gone);
+    if (connection) connection.send(message, payload, gone);
     else gone?.();
   }
 
@@ -285,5 +326,6 @@ export class ShardLinks {
     for (const connection of this.#connections) connection?.close(1000);
     for (const pull of this.#pulls.values()) pull.release();
     this.#pulls.clear();
+    this.#rowPulls.clear();
   }
 }

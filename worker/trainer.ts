@@ -37,12 +37,12 @@ export interface Exchange extends Partial<RowPuller> {
     push: Omit<Push, 'type' | 'sequence'>,
     payloadBytes: readonly number[],
     write: (payloads: readonly Uint8Array[]) => void,
-    tail?: Uint8Array,
+    rows?: readonly RowsOfPush[],
   ): number;
   pushReady(
     push: Omit<Push, 'type' | 'sequence'>,
     payloads: readonly Landing[],
-    tail?: Uint8Array,
+    rows?: readonly RowsOfPush[],
   ): number;
   send(message: Evaluated | Observed): void;
   acknowledge(acknowledgement: Acknowledgement): void;
@@ -104,13 +104,13 @@ export interface Trainer {
    * @param release called once, when no tensor can share the payload's memory any more: the
    *   connection may then receive into it again. That is after newer parameters have been put on the
    *   device, not when `work` resolves.
-   * @param rows of tables that came with it, as `encodeRows` has them.
+   * @param rows of tables that came with it, as `encodeRows` has them, from each shard.
    */
   work(
     message: Work,
     payload: Float32Array,
     release?: () => void,
-    rows?: Uint8Array,
+    rows?: readonly Uint8Array[],
   ): Promise<void>;
   /** Releases every payload. Call it when the model has been disposed of. */
   close(): void;
@@ -177,7 +177,13 @@ class RunTrainer implements Trainer {
     this.#carried = this.#newCarried();
     this.#observer = this.#newObserver();
     this.#rows = model.rows
-      ? new RowsExchange(options.run, model.rows.shapes, config, mustPull(options.exchange))
+      ? new RowsExchange(
+          options.run,
+          model.rows.shapes,
+          config,
+          mustPull(options.exchange),
+          options.ranges?.length,
+        )
       : null;
     if (this.#rows) model.rows!.from(this.#rows.sourceOf(null));
   }
@@ -231,7 +237,7 @@ class RunTrainer implements Trainer {
     message: Work,
     received: Float32Array,
     release?: () => void,
-    rows?: Uint8Array,
+    rows?: readonly Uint8Array[],
   ): Promise<void> {
     const { evaluation } = message;
     this.freeze(message.frozen);
@@ -521,21 +527,21 @@ class RunTrainer implements Trainer {
     push: Omit<Push, 'type' | 'sequence'>,
     { epoch }: Lease,
     { values, discard }: { readonly values: Float32Array; discard(): void },
-    more: RowsOfPush | null = null,
+    more: readonly RowsOfPush[] | null = null,
   ): number {
     const { exchange } = this.#options;
     const { fragment } = push;
-    const header = more ? { ...push, rows: more.rows } : push;
+    const header = more ? { ...push, rows: more[0]!.rows } : push;
     const whole = fragment === undefined ? this.#compressor.asItStands(values) : null;
     if (whole) {
-      return exchange.pushReady(header, [{ bytes: whole, release: discard }], more?.tail);
+      return exchange.pushReady(header, [{ bytes: whole, release: discard }], more ?? undefined);
     }
     let settle: Settle | null = null;
     const bytes = this.#compressor.payloadBytes(epoch, fragment);
     const write = (payloads: readonly Uint8Array[]) => {
       settle = this.#compressor.write(values, epoch, payloads, fragment);
     };
-    const sequence = exchange.push(header, bytes, write, more?.tail);
+    const sequence = exchange.push(header, bytes, write, more ?? undefined);
     this.#settles.set(sequence, { settle: settle!, discard });
     return sequence;
   }

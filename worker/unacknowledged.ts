@@ -1,5 +1,6 @@
 import type { Push } from '../shared/protocol.ts';
 import type { Landing } from '../wire/connection.ts';
+import type { RowsOfPush } from './rows/rows-exchange.ts';
 
 /** A push that the server has not answered yet. */
 export interface KeptPush {
@@ -9,8 +10,8 @@ export interface KeptPush {
   readonly lease: number;
   /** One for each shard. */
   readonly payloads: readonly Landing[];
-  /** What follows the first of them: rows of tables, and keys of wanted ones. */
-  readonly tail: Uint8Array | undefined;
+  /** What follows each of them: rows of tables, and keys of wanted ones; absent: nothing. */
+  readonly rows: readonly RowsOfPush[] | undefined;
   /** How many of them are on their way to a socket. */
   sending: number;
   /** Its memory goes back when nothing is sent from it any more. */
@@ -28,7 +29,7 @@ export class UnacknowledgedPushes {
   }
 
   /** @param payloads one for each shard; each is released, once, when nothing is sent from it any more. */
-  add(header: Push, payloads: readonly Landing[], tail?: Uint8Array): KeptPush {
+  add(header: Push, payloads: readonly Landing[], rows?: readonly RowsOfPush[]): KeptPush {
     const { run, sequence, lease } = header;
     const push: KeptPush = {
       header,
@@ -36,7 +37,7 @@ export class UnacknowledgedPushes {
       sequence,
       lease,
       payloads,
-      tail,
+      rows,
       sending: 0,
       done: false,
       gone: () => {

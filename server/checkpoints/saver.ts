@@ -1,4 +1,5 @@
 import {
+  type CheckpointInput,
   type CheckpointManifest,
   checkpointFolder,
   listCheckpoints,
@@ -28,6 +29,13 @@ export interface SaverOptions {
   readonly onWritten: (manifest: CheckpointManifest) => void;
 }
 
+/** The tensors of a run as they were at one moment. */
+interface CopiesOfRun {
+  tensors(): Promise<CheckpointInput['tensors']>;
+  /** They are written, or never will be. */
+  done(): void;
+}
+
 /** Writes one checkpoint of a run and enters it in the registry, once. What fails is thrown to the keeper. */
 export class CheckpointSaver {
   readonly #options: SaverOptions;
@@ -45,18 +53,23 @@ export class CheckpointSaver {
     const { best } = run;
     const step = kind === 'best' ? best!.step : run.step;
     const began = now();
-    const { tensors, done } = this.#copies(run, kind, state.copies);
+    const copies = this.#copies(run, kind, state.copies);
     const content = run.state(now());
     if (kind === 'last') state.lastStep = step;
     state.lastAt = now();
     const folder = this.#folderOf(run);
-    const manifest = await this.#options.writer
-      .write(folder, {
-        ...{ run: run.id, step, kind, layoutHash: run.layout.hash, tensors },
-        state: content,
+    const layoutHash = run.layout.hash;
+    let manifest: CheckpointManifest;
+    try {
+      const tensors = await copies.tensors();
+      const what = { run: run.id, step, kind, layoutHash, tensors };
+      manifest = await this.#options.writer.write(folder, {
+        ...{ ...what, state: content },
         now: new Date(),
-      })
-      .finally(done);
+      });
+    } finally {
+      copies.done();
+    }
     await this.#mustStillOwn(folder, manifest);
     this.#options.onWritten(manifest);
     state.counts.seconds.add((now() - began) / 1000);
@@ -127,7 +140,7 @@ export class CheckpointSaver {
   }
 
   /** The tensors of this moment. `done` is called when they have been written. */
-  #copies(run: Run, kind: CheckpointKind, copies: SharedCopies) {
+  #copies(run: Run, kind: CheckpointKind, copies: SharedCopies): CopiesOfRun {
     const { shards } = this.#options;
     const { make } = copies;
     const written = () => copies.written({ keep: !run.over });
@@ -147,7 +160,7 @@ export class CheckpointSaver {
         : kind === 'best'
           ? run.bestTensors(make)
           : run.finalTensors(make);
-    return { tensors, done: written };
+    return { tensors: async () => tensors, done: written };
   }
 
   /** A checkpoint that was written while another server took over must not be resumed from. */

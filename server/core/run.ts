@@ -236,10 +236,10 @@ export class Run extends RunView {
     return true;
   }
 
-  #initialRows({ worker, grant }: CallOf<'initialRows'>, payload: Uint8Array): boolean {
+  #initialRows({ worker, grant, session }: CallOf<'initialRows'>, payload: Uint8Array): boolean {
     const { grant: asked } = this.#fields;
     if (this.over || asked?.id !== grant || asked.worker !== worker) return false;
-    this.#components.vector.tables?.begin(payload);
+    this.#components.vector.beginRows(payload, session);
     return true;
   }
 

@@ -14,6 +14,7 @@ import {
   TensorSpecSchema,
 } from '../../shared/message-fields.ts';
 import type { StepOptions } from './step-options.ts';
+import type { RunTablesState } from './tables/run-tables.ts';
 
 /** What the coordinator tells the shards of a run, after each of its decisions. Carried out by `Shard`. */
 
@@ -49,6 +50,24 @@ const kind = {
 };
 /** Which part of the parameters; absent: all. */
 const fragment = { fragment: Type.Optional(Natural) };
+/** Updates the rows of the push too; absent: it has none. */
+const rows = {
+  rows: Type.Optional(
+    Type.Object(
+      {
+        rate: Type.Number(),
+        clip: ClipSchema,
+        /** Workers that take part, for damping. */
+        workers: Natural,
+        /** Generation of the parameters that the update is for. */
+        generation: Natural,
+      },
+      closed,
+    ),
+  ),
+};
+/** See `RunTablesState`. */
+const TablesStateSchema = Type.Unsafe<RunTablesState>(Type.Object({ rowStep: Natural }));
 /** See `CompensationUse`. */
 const CompensationSchema = Type.Union([
   Type.Object({ kind: Type.Literal('constant'), ...slot, lambda: Type.Number() }, closed),
@@ -122,6 +141,7 @@ const commands = [
       generation: Natural,
       clip: ClipSchema,
       options: StepOptionsSchema,
+      ...rows,
     },
     closed,
   ),
@@ -137,6 +157,7 @@ const commands = [
       /** See `Weight`. */
       weight: Type.Object({ scale: Type.Number(), share: Type.Number() }, closed),
       compensation: orNull(CompensationSchema),
+      ...rows,
     },
     closed,
   ),
@@ -240,8 +261,52 @@ const commands = [
     },
     closed,
   ),
+  /** All rows of tables have their initial values, of this seed. */
+  Type.Object({ kind: Type.Literal('resetRows'), ...ofRun, seed: Type.Integer() }, closed),
+  /** Some rows begin with other values, which a worker has sent; they come with it. */
+  Type.Object({ kind: Type.Literal('beginRows'), ...ofRun, session: SessionId }, closed),
+  /** Sends a worker the rows that its push wanted, as they are now. */
+  Type.Object(
+    {
+      kind: Type.Literal('sendRows'),
+      ...{ ...ofRun, session: SessionId, pull: Natural, sequence: Sequence },
+    },
+    closed,
+  ),
+  /** Sends a worker some rows, whose keys come with it. */
+  Type.Object(
+    {
+      kind: Type.Literal('readRows'),
+      ...{ ...ofRun, session: SessionId, pull: Natural },
+      encoding: Type.Union([Type.Literal('f32'), Type.Literal('bf16')]),
+      /** Null: the present ones. */
+      capture: orNull(Natural),
+    },
+    closed,
+  ),
+  /** Goes on with the tables of a checkpoint; `writeRows` follow, then `restore`. */
+  Type.Object({ kind: Type.Literal('restoreRows'), ...ofRun, state: TablesStateSchema }, closed),
+  /** Some rows of a checkpoint: the fields of `RowTensors`, or of `RowTensorsOfCapture`, come one after the other. */
+  Type.Object(
+    {
+      kind: Type.Literal('writeRows'),
+      ...{ ...ofRun, table: VectorName },
+      /** Number and moment of the capture that kept them; null: they are the present ones. */
+      capture: orNull(
+        Type.Object(
+          { id: Natural, rowStep: Natural, decay: Type.Number(), seed: Type.Integer() },
+          closed,
+        ),
+      ),
+      /** Elements of each field. */
+      sizes: Type.Array(Natural, { minItems: 3, maxItems: 6 }),
+    },
+    closed,
+  ),
 ] as const;
 export type ShardCommand = Static<(typeof commands)[number]>;
+/** What shards update their rows of a push by. */
+export type RowsUpdate = NonNullable<Extract<ShardCommand, { kind: 'apply' }>['rows']>;
 
 const known = compile(
   Object.fromEntries(commands.map((schema) => [schema.properties.kind.const, schema])),

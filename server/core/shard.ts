@@ -1,17 +1,21 @@
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
 import type { RunConfig } from '../../shared/config.ts';
-import { DownpourError, errorText } from '../../shared/errors.ts';
+import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { fragmentsOf, type PushKind } from '../../shared/local-steps.ts';
 import { normAndFinite } from '../../shared/optimizer.ts';
-import { partition, type Range, rangeLayout } from '../../shared/partition.ts';
+import { type Range, rangeLayout, rangesOfRun } from '../../shared/partition.ts';
+import { type TableFields, tablesOf } from '../../shared/tables.ts';
 import type { LandingRoom, StagedPush } from './landing-rooms.ts';
 import { clipOf } from './outer.ts';
 import { Parameters } from './parameters.ts';
+import type { RowsLanded } from './run/calls.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
+import { densePart, type PartOfRows, ShardRows } from './shard-rows.ts';
 import { fragmentBytes, Snapshot } from './snapshot.ts';
+import { createRunTables, PUSHED_ROWS_BYTES_MAX, type RowCounts } from './tables/run-tables.ts';
 import { type CopyVector, payloadLimits, slice, VECTOR, vectorPlaces } from './vectors.ts';
 
 /**
@@ -36,11 +40,16 @@ export interface RunShards {
   readonly count: number;
   /** To shards 1 … parts − 1, in this order. */
   tell(parts: number, command: ShardCommand): void;
+  /** To one of them. @param values that come with it, as the bits of f32; not changed until they have left. */
+  tellOne(index: number, command: ShardCommand, values?: Float32Array): void;
 }
 
-/** @throws DownpourError DP_LAYOUT_INVALID: a range is larger than a frame, or its memory. */
-export function rangesOf(layout: Layout, shards: number): Range[] {
-  const ranges = partition(layout, shards);
+/**
+ * @param config that says whether the run has tables.
+ * @throws DownpourError DP_LAYOUT_INVALID: a range is larger than a frame, or its memory.
+ */
+export function rangesOf(layout: Layout, shards: number, config: TableFields): Range[] {
+  const ranges = rangesOfRun(layout, shards, tablesOf(config) !== null);
   const largest = Math.max(...ranges.map(({ start, end }) => 4 * (end - start)));
   if (largest <= LIMITS.frameBytesMax) return ranges;
   const needed = Math.ceil((4 * layout.size) / (0.9 * LIMITS.frameBytesMax));
@@ -52,7 +61,7 @@ export function rangesOf(layout: Layout, shards: number): Range[] {
 
 export interface ShardEvents {
   /** A part of a push is here. @param squares NaN: not finite. @param problem with the part itself. */
-  landed(of: PushPartName, squares: number, problem: string | null): void;
+  landed(of: PushPartName, squares: number, problem: string | null, rows: RowsLanded | null): void;
   /** A part of initial parameters is here. */
   initialLanded(of: { run: string; session: string; grant: number }, finite: boolean): void;
   /** An update made parameters overflow; they are as before. */
@@ -64,7 +73,24 @@ export interface ShardEvents {
     payload: Snapshot,
     parts: readonly Uint8Array[],
   ): void;
+  /** A worker is to get these rows. */
+  sendRows(
+    session: string,
+    header: { run: string; pull: number; encoding: 'f32' | 'bf16' },
+    bytes: Uint8Array,
+  ): void;
+  /** Rows that a worker has sent to begin with do not fit. */
+  rowsRefused(run: string, session: string, why: string): void;
+  /** The shard has other rows than it had when this was told last, by table. */
+  rowFacts(run: string, tables: RowCounts[]): void;
 }
+
+type CommandOfRows = Extract<
+  ShardCommand,
+  {
+    kind: 'resetRows' | 'beginRows' | 'sendRows' | 'readRows' | 'restoreRows' | 'writeRows';
+  }
+>;
 
 /** The part of a push that one shard gets. */
 export interface PushPartName {
@@ -73,8 +99,7 @@ export interface PushPartName {
   readonly sequence: number;
 }
 
-interface LandedPushPart {
-  readonly payload: Uint8Array;
+interface LandedPushPart extends PartOfRows {
   readonly encoding: Encoding;
   /** Absent: a gradient. */
   readonly kind?: PushKind | undefined;
@@ -89,6 +114,8 @@ interface HeldRun {
   readonly layout: Layout;
   readonly config: RunConfig;
   readonly parameters: Parameters;
+  /** Null: the run has no tables. */
+  readonly rows: ShardRows | null;
   readonly captures: Map<number, Float32Array>;
   readonly saved: Map<number, ReadonlyMap<string, Float32Array>>;
   /** Parts of pushes that wait for a decision, by session and sequence. */
@@ -138,9 +165,14 @@ export class Shard {
   }
 
   /** Limits of the parts of a run, and of its initial parameters; null: there is no such run here. */
-  partLimits(run: string): (ReturnType<typeof payloadLimits> & { initialBytes: number }) | null {
-    const layout = this.#runs.get(run)?.layout;
-    return layout ? { ...payloadLimits(layout), initialBytes: 4 * layout.size } : null;
+  partLimits(
+    run: string,
+  ): (ReturnType<typeof payloadLimits> & { initialBytes: number; rowBytes: number }) | null {
+    const held = this.#runs.get(run);
+    if (!held) return null;
+    const { layout, rows } = held;
+    const rowBytes = rows ? PUSHED_ROWS_BYTES_MAX : 0;
+    return { ...payloadLimits(layout), initialBytes: 4 * layout.size, rowBytes };
   }
 
   /**
@@ -170,17 +202,22 @@ export class Shard {
     ofSession.set(of.sequence, part);
     let squares = Number.NaN;
     let problem: string | null = null;
+    let rows: ReturnType<ShardRows['landed']> | null = null;
+    const limit = limitOf(held.config, part.kind);
     try {
-      const staged = held.parameters.stage(part.payload, part.encoding, part.room, part.fragment);
+      const dense = densePart(part);
+      rows = held.rows?.landed(of, part, limit, most) ?? null;
+      const staged = held.parameters.stage(dense, part.encoding, part.room, part.fragment);
       // Parameters are measured by how far off they are now: what moves until they are used is little beside that.
       squares =
         part.kind === 'elastic'
           ? held.parameters.elasticSquares(staged)
-          : held.parameters.squares(staged, limitOf(held.config, part.kind));
+          : held.parameters.squares(staged, limit);
+      squares += rows?.squares ?? 0;
     } catch (error) {
       problem = errorText(error);
     }
-    this.#events.landed(of, squares, problem);
+    this.#events.landed(of, squares, problem, rows?.told ?? null);
   }
 
   /** @param part in f32, as in `part`. */
@@ -205,18 +242,23 @@ export class Shard {
     for (const held of this.#runs.values()) {
       for (const part of held.landed.get(session)?.values() ?? []) part.release();
       held.landed.delete(session);
+      held.rows?.leave(session);
       if (held.early?.session === session) dropEarly(held);
       revoke(held, session);
     }
   }
 
   /**
-   * Drops initial parameters that nobody has asked for. Call about once a second.
+   * Drops initial parameters that nobody has asked for, and tells how many rows there are. Call about once a second.
    * @param looksMax after so many of these calls.
    */
   look(looksMax: number): void {
     for (const held of this.#runs.values()) {
       if (held.early && ++held.early.looks > looksMax) dropEarly(held);
+    }
+    for (const [run, { rows }] of this.#runs) {
+      const news = rows?.news();
+      if (news) this.#events.rowFacts(run, news);
     }
   }
 
@@ -236,7 +278,7 @@ export class Shard {
       return;
     }
     if (!held) throw new Error(`command '${command.kind}' for a run that was never created`);
-    const { parameters, captures } = held;
+    const { parameters, captures, rows } = held;
     switch (command.kind) {
       case 'grant':
         grant(held, command);
@@ -281,27 +323,24 @@ export class Shard {
         break;
       case 'capture':
         captures.set(command.id, parameters[command.what]());
+        rows?.tables.capture(command.id);
         break;
       case 'forget':
         captures.delete(command.id);
+        rows?.tables.forget(command.id);
         break;
       case 'replace':
+        if (command.by !== 'evaluated') rows?.tables.replace(command.by);
         parameters.replace(
           command.by === 'evaluated' ? parameters.evaluated() : captured(held, command.by),
         );
         break;
       case 'resetOptimizer':
         parameters.resetOptimizer();
+        rows?.tables.resetOptimizer();
         break;
       case 'save':
-        held.saved.set(
-          command.id,
-          saveVectors(
-            parameters,
-            command.what,
-            command.best === null ? null : captured(held, command.best),
-          ),
-        );
+        save(held, command);
         break;
       case 'saved':
         held.saved.delete(command.id);
@@ -318,7 +357,60 @@ export class Shard {
         held.best = null;
         for (const [worker, sequence] of command.workers) held.applied.set(worker, sequence);
         break;
+      default:
+        this.#executeRows(held, command, payload);
     }
+  }
+
+  #executeRows(held: HeldRun, command: CommandOfRows, payload: Float32Array): void {
+    const { run } = command;
+    const { rows } = held;
+    if (!rows) throw new Error(`command '${command.kind}' for a run without tables`);
+    const { tables } = rows;
+    switch (command.kind) {
+      case 'resetRows':
+        tables.reset(command.seed);
+        break;
+      case 'beginRows':
+        try {
+          tables.begin(bytesOf(payload));
+        } catch (error) {
+          if (errorCode(error) !== 'DP_LAYOUT_INVALID') throw error;
+          this.#events.rowsRefused(run, command.session, errorText(error));
+        }
+        break;
+      case 'sendRows': {
+        const { session, pull, sequence } = command;
+        const { bytes, encoding } = rows.wanted(session, sequence);
+        this.#events.sendRows(session, { run, pull, encoding }, bytes);
+        break;
+      }
+      case 'readRows': {
+        const { session, pull, encoding, capture } = command;
+        const bytes = rows.read(bytesOf(payload), encoding, capture);
+        this.#events.sendRows(session, { run, pull, encoding }, bytes);
+        break;
+      }
+      case 'restoreRows':
+        tables.restoreState(command.state);
+        break;
+      case 'writeRows': {
+        const fields: Float32Array[] = [];
+        let at = 0;
+        for (const size of command.sizes) {
+          fields.push(payload.subarray(at, at + size));
+          at += size;
+        }
+        tables.write(command.table, command.capture, fields);
+        break;
+      }
+    }
+  }
+
+  /** Names and elements of what a `save` has kept. */
+  list(run: string, id: number): { name: string; size: number }[] | null {
+    const saved = this.#runs.get(run)?.saved.get(id);
+    return saved ? [...saved].map(([name, { length: size }]) => ({ name, size })) : null;
   }
 
   /** A piece of what a `save` has kept, as bytes. */
@@ -329,11 +421,14 @@ export class Shard {
 
   #create({ run, tensors, config }: Extract<ShardCommand, { kind: 'create' }>): void {
     const whole = createLayout(tensors);
-    const layout = rangeLayout(whole, rangesOf(whole, this.#count)[this.#index]!);
+    const share = { index: this.#index, count: this.#count };
+    const layout = rangeLayout(whole, rangesOf(whole, this.#count, config)[this.#index]!);
+    const tables = createRunTables(config, share);
     this.#runs.set(run, {
       layout,
       config,
       parameters: new Parameters(layout, config, vectorPlaces(config, whole)),
+      rows: tables && new ShardRows(tables, config),
       captures: new Map(),
       saved: new Map(),
       landed: new Map(),
@@ -358,8 +453,15 @@ export class Shard {
   #apply(held: HeldRun, command: Extract<ShardCommand, { kind: 'apply' }>): void {
     const part = takeOnce(held, command);
     try {
+      const rows = command.rows ? held.rows : null;
+      // They go first: the update makes the next vector where the part has landed.
+      if (rows && !rows.apply(part, command.rows!)) {
+        this.#events.overflowed(command.run, command.generation);
+        return;
+      }
       const staged = stagedOf(held, part, command);
       if (!held.parameters.update(staged, command.clip, command.options)) {
+        rows?.undo();
         this.#events.overflowed(command.run, command.generation);
       }
     } finally {
@@ -370,6 +472,10 @@ export class Shard {
   #collect(held: HeldRun, command: Extract<ShardCommand, { kind: 'collect' }>): void {
     const part = takeOnce(held, command);
     try {
+      if (command.rows && held.rows && !held.rows.apply(part, command.rows)) {
+        this.#events.overflowed(command.run, command.rows.generation);
+        return;
+      }
       const staged = stagedOf(held, part, command);
       held.parameters.collect(staged, command.weight, command.compensation);
     } finally {
@@ -384,10 +490,11 @@ const limitOf = (config: RunConfig, kind: PushKind = 'gradient') =>
 
 function stagedOf(
   { parameters }: HeldRun,
-  { payload, encoding, room, fragment }: LandedPushPart,
+  part: LandedPushPart,
   { kindOfPush }: { readonly kindOfPush?: PushKind },
 ): StagedPush {
-  const staged = parameters.stage(payload, encoding, room, fragment);
+  const { encoding, room, fragment } = part;
+  const staged = parameters.stage(densePart(part), encoding, room, fragment);
   return kindOfPush === 'elastic' ? parameters.elastic(staged) : staged;
 }
 
@@ -451,6 +558,15 @@ function captured(held: HeldRun, id: number): Float32Array {
   const values = held.captures.get(id);
   if (!values) throw new Error(`capture ${id} is not there`);
   return values;
+}
+
+/** Keeps copies of this moment for a checkpoint. */
+function save(held: HeldRun, { id, what, best }: Extract<ShardCommand, { kind: 'save' }>): void {
+  const values = best === null ? null : captured(held, best);
+  const saved = saveVectors(held.parameters, what, values);
+  const tensors = held.rows?.tables.saved(what, best) ?? [];
+  for (const { name, values } of tensors) saved.set(name, values);
+  held.saved.set(id, saved);
 }
 
 function payloadOf(held: HeldRun, command: Extract<ShardCommand, { kind: 'send' }>): Snapshot {

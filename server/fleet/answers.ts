@@ -12,6 +12,13 @@ import type { Replication } from '../standby/replication.ts';
 type Assigned = Extract<Assignment, { kind: 'work' }>;
 type Writable<T> = { -readonly [K in keyof T]: T[K] };
 
+/** Keys of the rows that a push of a worker wants with its answer: those that are here. */
+interface Wanted {
+  readonly worker: string;
+  readonly sequence: number;
+  readonly keys: readonly Uint32Array[];
+}
+
 /** What the answers to a worker go through. */
 export interface Outlet {
   readonly line: WaitingLine;
@@ -31,7 +38,9 @@ export class WorkerAnswers {
   /** Length of the largest payload so far. */
   #answerBytes = 0;
   /** Keys of the rows that the last push of a worker wanted; null: none. */
-  #wanted: { readonly worker: string; readonly keys: readonly Uint32Array[] } | null = null;
+  #wanted: Wanted | null = null;
+  /** How often several shards have sent it rows together. */
+  #rowPulls = 0;
 
   /** @param session by which shards know the worker. @param fail closes it: it does not read. */
   constructor(
@@ -53,8 +62,13 @@ export class WorkerAnswers {
   }
 
   /** The next work comes with these rows. */
-  want(worker: string, keys: readonly Uint32Array[]): void {
-    this.#wanted = { worker, keys };
+  want(wanted: Wanted): void {
+    this.#wanted = wanted;
+  }
+
+  /** Number of the next rows that several shards send together. */
+  nextRowPull(): number {
+    return ++this.#rowPulls;
   }
 
   /** Some pushes are decided on and not answered. */
@@ -130,13 +144,17 @@ export class WorkerAnswers {
   /** The rows that the last push wanted. An evaluation asks for its own. */
   #rowsFor(run: Run, { evaluation }: Assigned) {
     const { tables } = run;
-    const { worker, keys } = this.#wanted!;
+    const { worker, keys, sequence } = this.#wanted!;
     if (!tables || evaluation) return null;
     this.#wanted = null;
     run.sendsRows(worker);
     const encoding = tables.pullEncoding;
     const bytes = tables.read(keys, encoding, null);
-    return { bytes, header: { step: tables.rowStep, encoding, bytes: bytes.length } };
+    const header = { step: tables.rowStep, encoding, bytes: bytes.length };
+    if (!run.rowParts) return { bytes, header };
+    const pull = this.nextRowPull();
+    run.rowParts.sendWanted(this.sent.session, sequence, pull);
+    return { bytes, header: { ...header, pull } };
   }
 
   /** Notes what the worker has from now on. */

@@ -560,7 +560,16 @@ export class Coordinator {
       this.followUp(run);
       return;
     }
+    if (report.type === 'rowFacts') {
+      run.rowParts?.note(index, report.tables);
+      this.followUp(run);
+      return;
+    }
     const session = this.workers.find(report.session);
+    if (report.type === 'rowsRefused') {
+      session?.fail(new DownpourError('DP_LAYOUT_INVALID', report.message));
+      return;
+    }
     if (report.type === 'initialLanded') {
       session?.parts.initialLanded(run, index, report.grant, report.finite);
       return;

@@ -2,7 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { Push } from '../../shared/protocol.ts';
 import type { Landing } from '../../wire/connection.ts';
 import type { LandingRoom } from '../core/landing-rooms.ts';
-import type { InitialLanded, PushPartsLanded } from '../core/run/calls.ts';
+import type { InitialLanded, PushPartsLanded, RowsLanded } from '../core/run/calls.ts';
 
 /**
  * The parts of one worker's messages that go to several shards at once. They come in any order, each from
@@ -37,12 +37,13 @@ export class Gathering {
   }
 
   /** Another part has landed on its shard. @param most as in `push`. @throws DownpourError DP_LIMIT. */
-  landed(shard: number, { sequence, squares, problem }: PushPartReport, most: number): void {
+  landed(shard: number, { sequence, squares, problem, rows }: PushPartReport, most: number): void {
     const gathered = this.#of(sequence, most);
     if (gathered.shards.has(shard)) return;
     gathered.shards.add(shard);
     gathered.squares += squares;
     gathered.problem ??= problem;
+    if (rows) gathered.rows = [...(gathered.rows ?? []), rows];
   }
 
   /** @param parts of a push. @returns a push that is whole, once; its landing is the caller's now. */
@@ -50,8 +51,9 @@ export class Gathering {
     const gathered = this.#pushes.get(sequence);
     if (!gathered?.push || !gathered.payload || gathered.shards.size < parts - 1) return null;
     this.#pushes.delete(sequence);
-    const { push, payload, landing, room, squares, problem } = gathered;
-    return { push, payload, landing, room, others: { session: this.#session, squares, problem } };
+    const { push, payload, landing, room, squares, problem, rows } = gathered;
+    const others = { session: this.#session, squares, problem, ...(rows && { rows }) };
+    return { push, payload, landing, room, others };
   }
 
   /** The first part of initial parameters; copied. */
@@ -126,7 +128,7 @@ export class Gathering {
       }
       gathered = {
         ...{ push: null, payload: null, landing: null, room: null, looks: 0 },
-        ...{ shards: new Set(), squares: 0, problem: null },
+        ...{ shards: new Set(), squares: 0, problem: null, rows: null },
       };
       this.#pushes.set(sequence, gathered);
     }
@@ -150,6 +152,8 @@ interface Gathered {
   readonly shards: Set<number>;
   squares: number;
   problem: string | null;
+  /** Null: no part has rows. */
+  rows: readonly RowsLanded[] | null;
   looks: number;
 }
 
@@ -158,6 +162,7 @@ export interface PushPartReport {
   readonly sequence: number;
   readonly squares: number;
   readonly problem: string | null;
+  readonly rows?: RowsLanded;
 }
 
 interface Initial {

@@ -364,16 +364,22 @@ export class WorkerSession {
       // It crossed the end of its run on the wire, or the connection is a new one: the worker asks again.
       return;
     }
-    const { id, generation, tables } = run;
+    const { id, generation, tables, rowParts } = run;
     if (!tables) throw noTables('pullRows', id);
     this.#asked = run.isAtWork(this.key);
     const keys = tables.readKeys(payload);
     const capture = run.evaluatedCapture(this.key, evaluation);
     const encoding = capture === null ? tables.pullEncoding : 'f32';
-    const bytes = tables.read(keys, encoding, capture);
+    const pull = rowParts ? this.#answers.nextRowPull() : undefined;
+    const to = { session: this.id, pull: pull ?? 0, encoding, capture };
+    const own = rowParts ? rowParts.send(keys, to) : keys;
+    const bytes = tables.read(own, encoding, capture);
     if (capture === null) run.sendsRows(this.key);
     const step = tables.rowStep;
-    this.#answers.send({ type: 'rows', run: id, request, step, generation, encoding }, [bytes]);
+    const part = pull === undefined ? {} : { pull };
+    this.#answers.send({ type: 'rows', run: id, request, step, generation, encoding, ...part }, [
+      bytes,
+    ]);
   }
 
   /** @throws DownpourError as of the call. */
@@ -381,7 +387,8 @@ export class WorkerSession {
     const run = this.#run;
     if (!run || !this.#joined || named !== run.id) return;
     if (!run.tables) throw noTables('initialRows', run.id);
-    this.#asked = run.call({ call: 'initialRows', worker: this.key, grant }, payload);
+    const session = this.id;
+    this.#asked = run.call({ call: 'initialRows', worker: this.key, grant, session }, payload);
     this.#fleet.followUp(run);
   }
 
@@ -495,7 +502,9 @@ export class WorkerSession {
       this.#wentWrong({ code, message });
       run.mustBeTrusted(this.key);
     }
-    if (wanted !== null) this.#answers.want(this.key, wanted);
+    if (wanted !== null) {
+      this.#answers.want({ worker: this.key, sequence: push.sequence, keys: wanted });
+    }
     const count = this.#answers.add(run, acknowledgement);
     // Pushes that came together are answered together, with one pull.
     const isLast = !this.#more || run.config.consistency.depth === 1;

@@ -14,7 +14,7 @@ import {
 } from '../../shared/local-steps.ts';
 import type { Hello } from '../../shared/protocol.ts';
 import type { Bundle } from '../../shared/rest.ts';
-import { TABLES_HEADER, tablesOf } from '../../shared/tables.ts';
+import { ROW_SHARDS_HEADER, TABLES_HEADER, tablesOf } from '../../shared/tables.ts';
 import { hashDifference } from '../core/agreement.ts';
 import type { Run } from '../core/run.ts';
 
@@ -81,6 +81,8 @@ export interface Abilities {
   readonly residualDecay: boolean;
   /** It knows tables of rows. */
   readonly tables: boolean;
+  /** It knows how their rows are cut over shards. */
+  readonly rowShards: boolean;
 }
 
 /** @param headers of the handshake. */
@@ -97,13 +99,14 @@ export function abilitiesOf(
     fragments: headers[FRAGMENTS_HEADER] === 'yes',
     residualDecay: headers[RESIDUAL_DECAY_HEADER] === 'yes',
     tables: headers[TABLES_HEADER] === 'yes',
+    rowShards: headers[ROW_SHARDS_HEADER] === 'yes',
   };
 }
 
 /** What a worker cannot do that the run needs; null: it can do all. */
 export function lackOf(
-  { localSteps, fragments, residualDecay, groups: knowsGroups, tables: knowsTables }: Abilities,
-  { id, config }: Pick<Run, 'id' | 'config'>,
+  { localSteps, fragments, residualDecay, groups: knowsGroups, ...able }: Abilities,
+  { id, config, rowParts }: Pick<Run, 'id' | 'config'> & Partial<Pick<Run, 'rowParts'>>,
 ): DownpourError | null {
   const local = localOf(config);
   const groups = groupsOf(config);
@@ -114,10 +117,16 @@ export function lackOf(
     );
   }
   const tables = tablesOf(config);
-  if (tables && !knowsTables) {
+  if (tables && !able.tables) {
     return new DownpourError(
       'DP_PROTOCOL_VERSION',
       `run '${id}' has tables of rows (${Object.keys(tables).join(', ')}), and this worker does not know them: it is of an older release or of another program; start \`downpour work\` of this release, or create the run without tables`,
+    );
+  }
+  if (rowParts && !able.rowShards) {
+    return new DownpourError(
+      'DP_PROTOCOL_VERSION',
+      `run '${id}' has tables of rows (${Object.keys(tables!).join(', ')}) on several shards, and this worker looks for all rows on the server: it is of an older release or of another program; start \`downpour work\` of this release, or a server without shards`,
     );
   }
   const decay = residualDecayOf(config.compression.push);

@@ -5,6 +5,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import type { Acknowledgement } from '../../shared/protocol.ts';
 import type { FrameHeader, PayloadPlace } from '../../wire/connection.ts';
 import type { Run } from '../core/run.ts';
+import { KEYS_BYTES_MAX, PUSHED_ROWS_BYTES_MAX } from '../core/tables/run-tables.ts';
 import { payloadLimits } from '../core/vectors.ts';
 import type { LandingDesk } from './landings.ts';
 
@@ -51,7 +52,7 @@ export class Payloads {
     if (!run?.rangeLayout || header.run !== run.id) return 'nowhere';
     const limits = payloadLimits(run.rangeLayout);
     const { roomBytes } = limits;
-    const bytesMax = limits.bytesMax + (run.tables ? ROWS_BYTES_MAX : 0);
+    const bytesMax = limits.bytesMax + (run.tables ? PUSHED_ROWS_BYTES_MAX : 0);
     const bytes = payloadBytes ?? roomBytes;
     this.#tooLarge = null;
     if (bytes > bytesMax) {
@@ -74,15 +75,12 @@ export class Payloads {
     if (bytes === null) return acknowledgement;
     this.#tooLarge = null;
     if (acknowledgement.code !== 'DP_TENSOR_SIZE') return acknowledgement;
-    const bytesMax = payloadLimits(run.rangeLayout!).bytesMax + (run.tables ? ROWS_BYTES_MAX : 0);
+    const bytesMax =
+      payloadLimits(run.rangeLayout!).bytesMax + (run.tables ? PUSHED_ROWS_BYTES_MAX : 0);
     const message = `the push has a payload of ${bytes} bytes; the largest of this run's layout has ${bytesMax}: send gradients of the model that the run has`;
     return { ...acknowledgement, message };
   }
 }
-
-/** Keys of all tables with their counts, and rows with keys of those that are wanted. */
-const KEYS_BYTES_MAX = 4 * (LIMITS.rowsPerMessageMax + LIMITS.tableCountMax);
-const ROWS_BYTES_MAX = LIMITS.rowBytesMax + 2 * KEYS_BYTES_MAX;
 
 /** Where a run's facts are known, those of other workers may be so much longer, or so many times as long. */
 const FACTS_BYTES_MORE = 2 ** 20;

@@ -1,4 +1,5 @@
 import { type OpenTensors, openTensors, type StreamedTensor } from '../../files/checkpoint.ts';
+import { bytesOf } from '../../shared/codec.ts';
 import { type Layout, layoutSpecs } from '../../shared/layout.ts';
 import { type Range, rangeLayout } from '../../shared/partition.ts';
 import { layoutOfState } from '../core/run/groups.ts';
@@ -7,8 +8,10 @@ import { RESTORED_BEST } from '../core/run/vector.ts';
 import type { Run } from '../core/run.ts';
 import { BEST, rangesOf } from '../core/shard.ts';
 import type { SaveKind } from '../core/shard-command.ts';
+import { isOfRows } from '../core/tables/run-tables.ts';
 import { type CopyVector, type NamedTensor, VECTOR, vectorSizes } from '../core/vectors.ts';
 import type { ShardPool } from './pool.ts';
+import { restoreRows } from './restore-rows.ts';
 
 /**
  * Checkpoints of runs on several shards: one file as ever, whatever the number of shards, so that it is
@@ -17,15 +20,23 @@ import type { ShardPool } from './pool.ts';
  */
 
 const PIECE_ELEMENTS = 2 ** 22;
+const PRETRAINED = '.pretrained';
 let saves = 0;
 
-/** Tensors of a checkpoint of this moment; `done` when they are written, or will never be. */
+/** Copies of this moment for a checkpoint. */
+interface SavedShards {
+  /** @throws DownpourError DP_SHARD_LOST. */
+  tensors(): Promise<readonly StreamedTensor[]>;
+  /** They are written, or never will be. */
+  done(): void;
+}
+
 export function saveShards(
   pool: ShardPool,
   run: Run,
   what: SaveKind,
   copy: CopyVector,
-): { readonly tensors: readonly StreamedTensor[]; done(): void } {
+): SavedShards {
   const id = ++saves;
   const own = run.save(id, what, copy);
   const layout = run.layout!;
@@ -54,11 +65,56 @@ export function saveShards(
     pieces: () => pieces(VECTOR, offset, offset + size),
   }));
   for (const name of own.keys()) {
-    if (name === VECTOR) continue;
+    if (name === VECTOR || isOfRows(name)) continue;
     const size = sizes.get(name)!;
     tensors.push({ name, shape: [size], pieces: () => pieces(name, 0, size) });
   }
-  return { tensors, done: () => run.vector.forgetSaved(id) };
+  return {
+    async tensors() {
+      if (!run.tables) return tensors;
+      return [...tensors, ...(await rowTensors(pool, run, id, own))];
+    },
+    done: () => run.vector.forgetSaved(id),
+  };
+}
+
+/** Rows of tables: those of each shard behind those of the one before. */
+async function rowTensors(
+  pool: ShardPool,
+  run: Run,
+  id: number,
+  own: ReadonlyMap<string, Float32Array>,
+): Promise<StreamedTensor[]> {
+  const { ranges } = run.vector;
+  const lists = await Promise.all(ranges.slice(1).map((_, i) => pool.list(i + 1, run.id, id)));
+  const names = new Set([...own.keys(), ...lists.flat().map(({ name }) => name)]);
+  const sizeOf = (index: number, name: string) =>
+    index === 0
+      ? (own.get(name)?.length ?? 0)
+      : (lists[index - 1]!.find((each) => each.name === name)?.size ?? 0);
+  return [...names].filter(isOfRows).map((name) => {
+    let counts = ranges.map((_, index) => sizeOf(index, name));
+    const isThere = counts.map((count) => count > 0);
+    // A flag of each row, which shards without such a row leave out.
+    if (name.endsWith(PRETRAINED) && isThere.includes(true)) {
+      const keys = `${name.slice(0, -PRETRAINED.length)}.keys`;
+      counts = ranges.map((_, index) => sizeOf(index, keys) / 2);
+    }
+    async function* pieces() {
+      for (const [index, count] of counts.entries()) {
+        if (!isThere[index]) {
+          yield new Uint8Array(4 * count);
+          continue;
+        }
+        for (let start = 0; start < count; start += PIECE_ELEMENTS) {
+          const some = Math.min(PIECE_ELEMENTS, count - start);
+          if (index === 0) yield bytesOf(own.get(name)!.subarray(start, start + some));
+          else yield await pool.read(index, { run: run.id, id, name, start, count: some });
+        }
+      }
+    }
+    return { name, shape: [counts.reduce((sum, count) => sum + count, 0)], pieces };
+  });
 }
 
 /**
@@ -77,7 +133,7 @@ export async function restoreShards(
     const { id: run, config } = state.options;
     const layout = layoutOfState(state)!;
     const tensors = layoutSpecs(layout);
-    const ranges = rangesOf(layout, pool.count);
+    const ranges = rangesOf(layout, pool.count, config);
     const sizes = vectorSizes(config, layout, state.parameters);
     if (state.best) sizes.set(BEST, layout.exchangedSize);
     for (let index = 1; index < ranges.length; index++) {
@@ -97,7 +153,8 @@ export async function restoreShards(
         workers: state.workers.map(([worker, sequence]) => [worker, sequence]),
       });
     }
-    return await ownTensors(file, layout, sizes, ranges[0]!);
+    const own = await ownTensors(file, layout, sizes, ranges[0]!);
+    return ranges.length > 1 ? [...own, ...(await restoreRows(pool, file, state))] : own;
   } finally {
     await file.close();
   }

@@ -15,6 +15,7 @@ import {
   checkFromShardControl,
   type FromShardControl,
   type ReadPiece,
+  type SavedVectors,
   type ShardReport,
   type ToShardControl,
 } from './protocol.ts';
@@ -83,9 +84,10 @@ export class ShardPool implements RunShards {
   /** Addresses of those that have gone or were silent. */
   readonly #suspects = new Set<string>();
   #requests = 0;
+  /** What was asked of shards, by the number of the request. */
   readonly #reads = new Map<
     number,
-    { resolve(bytes: Uint8Array): void; reject(why: Error): void }
+    { resolve(answer: Uint8Array | SavedVectors): void; reject(why: Error): void }
   >();
   #closing = false;
   /** Set: all is well. */
@@ -274,11 +276,13 @@ export class ShardPool implements RunShards {
       }
     } else if (!link.taken) {
       throw new DownpourError('DP_PROTOCOL_ORDER', `'${message.type}' came before 'taken'`);
-    } else if (message.type !== 'read') this.report(link.index, message);
-    else {
+    } else if (message.type !== 'read' && message.type !== 'listed') {
+      this.report(link.index, message);
+    } else {
       const read = this.#reads.get(message.request);
       this.#reads.delete(message.request);
-      if (message.found) read?.resolve(payload);
+      const found = message.type === 'listed' ? message.vectors : message.found && payload;
+      if (found) read?.resolve(found);
       else {
         read?.reject(new DownpourError('DP_SHARD_LOST', 'the shard has not kept this checkpoint'));
       }
@@ -316,14 +320,26 @@ export class ShardPool implements RunShards {
   }
 
   /** A piece of what a `save` has kept. @throws DownpourError DP_SHARD_LOST. */
-  read(index: number, of: Omit<ReadPiece, 'type' | 'request'>): Promise<Uint8Array> {
+  async read(index: number, of: Omit<ReadPiece, 'type' | 'request'>): Promise<Uint8Array> {
+    return (await this.#ask(index, { type: 'read', ...of })) as Uint8Array;
+  }
+
+  /** Names and elements of what a `save` has kept. @throws DownpourError DP_SHARD_LOST. */
+  async list(index: number, run: string, id: number): Promise<SavedVectors> {
+    return (await this.#ask(index, { type: 'list', run, id })) as SavedVectors;
+  }
+
+  #ask(
+    index: number,
+    of: Omit<ReadPiece, 'request'> | { type: 'list'; run: string; id: number },
+  ): Promise<Uint8Array | SavedVectors> {
     if (!this.#whole) {
       return Promise.reject(new DownpourError('DP_SHARD_LOST', `shard ${index} has gone`));
     }
     const request = ++this.#requests;
     return new Promise((resolve, reject) => {
       this.#reads.set(request, { resolve, reject });
-      this.#send(index, { type: 'read', request, ...of });
+      this.#send(index, { request, ...of });
     });
   }
 

@@ -1,4 +1,4 @@
-import Type, { type Static } from 'typebox';
+import Type, { type Static, type TSchema } from 'typebox';
 import { LIMITS } from '../../shared/limits.ts';
 import { check, compile } from '../../shared/message-check.ts';
 import {
@@ -10,6 +10,7 @@ import {
   SessionId,
   Text,
 } from '../../shared/message-fields.ts';
+import type { RowsLanded } from '../core/run/calls.ts';
 import { checkShardCommand, Float, type ShardCommand, VectorName } from '../core/shard-command.ts';
 
 /**
@@ -20,9 +21,9 @@ import { checkShardCommand, Float, type ShardCommand, VectorName } from '../core
  *                      ◀───────────────────    taken
  *     admit            ───────────────────▶    (before a worker is told this session)
  *     command          ───────────────────▶    (each decision of a run)
- *                      ◀───────────────────    landed, initialLanded, overflowed
- *     read             ───────────────────▶
- *                      ◀───────────────────    read
+ *                      ◀───────────────────    landed, initialLanded, overflowed, rowFacts, rowsRefused
+ *     list, read       ───────────────────▶
+ *                      ◀───────────────────    listed, read
  *     leave            ───────────────────▶
  */
 
@@ -49,6 +50,11 @@ const CommandSchema = Type.Object(
 const AdmitSchema = Type.Object({ type: Type.Literal('admit'), session: SessionId }, closed);
 /** The connection of a worker is lost. */
 const LeaveSchema = Type.Object({ type: Type.Literal('leave'), session: SessionId }, closed);
+/** Asks for the names and sizes of what a `save` has kept. */
+const ListSchema = Type.Object(
+  { type: Type.Literal('list'), request: Natural, run: Name, id: Natural },
+  closed,
+);
 /** Asks for a piece of what a `save` has kept. */
 const ReadSchema = Type.Object(
   {
@@ -68,9 +74,20 @@ export type ToShardControl =
   | Static<typeof CommandSchema>
   | Static<typeof AdmitSchema>
   | Static<typeof LeaveSchema>
+  | Static<typeof ListSchema>
   | ReadPiece;
 
 const TakenSchema = Type.Object({ type: Type.Literal('taken'), version: Text }, closed);
+/** See `RowsLanded`. */
+const RowsLandedSchema = Type.Object(
+  {
+    step: Natural,
+    rowStep: Natural,
+    staleness: Natural,
+    problem: orNull(Text),
+  } satisfies Record<keyof RowsLanded, TSchema>,
+  closed,
+);
 const LandedSchema = Type.Object(
   {
     type: Type.Literal('landed'),
@@ -81,7 +98,24 @@ const LandedSchema = Type.Object(
     squares: Float,
     /** With the part itself. */
     problem: orNull(Text),
+    rows: Type.Optional(RowsLandedSchema),
   },
+  closed,
+);
+/** How many rows of each table a shard has, and gradients of rows that it has dropped. */
+const RowFactsSchema = Type.Object(
+  {
+    type: Type.Literal('rowFacts'),
+    run: Name,
+    tables: Type.Array(
+      Type.Object({ rows: Natural, pretrained: Natural, dropped: Natural }, closed),
+    ),
+  },
+  closed,
+);
+/** Rows that a worker has sent to begin with do not fit here. */
+const RowsRefusedSchema = Type.Object(
+  { type: Type.Literal('rowsRefused'), run: Name, session: SessionId, message: Text },
   closed,
 );
 const InitialLandedSchema = Type.Object(
@@ -103,6 +137,17 @@ const PieceSchema = Type.Object(
   { type: Type.Literal('read'), request: Natural, found: Type.Boolean() },
   closed,
 );
+/** The answer to a `list`. */
+const ListedSchema = Type.Object(
+  {
+    type: Type.Literal('listed'),
+    request: Natural,
+    /** Null: it has kept nothing. */
+    vectors: orNull(Type.Array(Type.Object({ name: VectorName, size: Natural }, closed))),
+  },
+  closed,
+);
+export type SavedVectors = NonNullable<Static<typeof ListedSchema>['vectors']>;
 /** It cannot do what it was told: the connection closes. */
 const FailedSchema = Type.Object(
   { type: Type.Literal('failed'), code: Text, message: Text },
@@ -111,11 +156,14 @@ const FailedSchema = Type.Object(
 export type ShardReport =
   | Static<typeof LandedSchema>
   | Static<typeof InitialLandedSchema>
+  | Static<typeof RowFactsSchema>
+  | Static<typeof RowsRefusedSchema>
   | Static<typeof OverflowedSchema>;
 export type FromShardControl =
   | Static<typeof TakenSchema>
   | ShardReport
   | Static<typeof PieceSchema>
+  | Static<typeof ListedSchema>
   | Static<typeof FailedSchema>;
 
 const toShard = compile({
@@ -123,12 +171,16 @@ const toShard = compile({
   command: CommandSchema,
   admit: AdmitSchema,
   leave: LeaveSchema,
+  list: ListSchema,
   read: ReadSchema,
 });
 const fromShard = compile({
   taken: TakenSchema,
   landed: LandedSchema,
   initialLanded: InitialLandedSchema,
+  rowFacts: RowFactsSchema,
+  rowsRefused: RowsRefusedSchema,
+  listed: ListedSchema,
   overflowed: OverflowedSchema,
   read: PieceSchema,
   failed: FailedSchema,

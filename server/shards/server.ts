@@ -6,6 +6,7 @@ import { floatsOf } from '../../shared/codec.ts';
 import { encodingOf } from '../../shared/compression.ts';
 import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
+import type { RowsPart } from '../../shared/row-messages.ts';
 import { checkToShard, type FromShard, type ToShard } from '../../shared/shard-messages.ts';
 import { VERSION } from '../../shared/version.ts';
 import type {
@@ -293,6 +294,9 @@ class ShardServer {
       this.#admitted.delete(message.session);
       this.#sessions.get(message.session)?.close(1000);
       this.#shard.leave(message.session);
+    } else if (message.type === 'list') {
+      const { request, run, id } = message;
+      this.#tell({ type: 'listed', request, vectors: this.#shard.list(run, id) });
     } else {
       const { request, run, id, name, start, count } = message;
       const bytes = this.#shard.read(run, id, name, start, count);
@@ -325,16 +329,21 @@ class ShardServer {
   #createShard(index: number, count: number): Shard {
     this.#log(`shard ${index} of ${count}`);
     return new Shard(index, count, {
-      landed: ({ run, session, sequence }, squares, problem) =>
+      landed: ({ run, session, sequence }, squares, problem, rows) =>
         this.#tell({
           ...{ type: 'landed', run, session, sequence, squares },
           problem: problem?.slice(0, 2_000) ?? null,
+          ...(rows && { rows: { ...rows, problem: rows.problem?.slice(0, 2_000) ?? null } }),
         }),
       initialLanded: ({ run, session, grant }, finite) =>
         this.#tell({ type: 'initialLanded', run, session, grant, finite }),
       overflowed: (run, generation) => this.#tell({ type: 'overflowed', run, generation }),
       send: (session, header, payload, parts) =>
         this.#sessions.get(session)?.parameters(header, payload, parts),
+      sendRows: (session, header, bytes) => this.#sessions.get(session)?.rows(header, bytes),
+      rowsRefused: (run, session, why) =>
+        this.#tell({ type: 'rowsRefused', run, session, message: why.slice(0, 2_000) }),
+      rowFacts: (run, tables) => this.#tell({ type: 'rowFacts', run, tables }),
     });
   }
 
@@ -408,7 +417,7 @@ class ShardSession {
     const limits = this.session === null ? null : shard?.partLimits(run);
     if (!limits) return 'nowhere';
     const { roomBytes } = limits;
-    const bytesMax = type === 'part' ? limits.bytesMax : limits.initialBytes;
+    const bytesMax = type === 'part' ? limits.bytesMax + limits.rowBytes : limits.initialBytes;
     const bytes = payloadBytes ?? Math.min(roomBytes, bytesMax);
     mustFit(header, bytes, bytesMax);
     const take = (size: number) => shard!.land(run, size, encodingOf(header));
@@ -456,8 +465,8 @@ class ShardSession {
       const part = { payload: bytes, encoding: 'f32', room, release } as const;
       shard.initialPart(run, session, message.grant, part);
     } else {
-      const { sequence, encoding, kind, fragment } = message;
-      const part = { payload: bytes, encoding, kind, fragment, room, release };
+      const { sequence, encoding, kind, fragment, rows } = message;
+      const part = { payload: bytes, encoding, kind, fragment, rows, room, release };
       shard.part({ run, session, sequence }, part);
     }
     return true;
@@ -482,6 +491,12 @@ class ShardSession {
     this.#send({ type: 'parameters', ...header, encoding }, payload, parts);
   }
 
+  rows(header: Omit<RowsPart, 'type'>, bytes: Uint8Array): void {
+    this.#answerBytes = Math.max(this.#answerBytes, bytes.length);
+    if (this.#connection.open) this.#connection.send({ type: 'rows', ...header }, [bytes]);
+    this.#mustRead();
+  }
+
   #send(
     message: FromShard,
     payload: Snapshot | null = null,
@@ -499,6 +514,11 @@ class ShardSession {
     if (!this.#connection.open) gone();
     else if (payload) this.#connection.send(message, parts, gone);
     else this.#connection.send(message);
+    this.#mustRead();
+  }
+
+  /** One that does not read its answers gets no more of them. */
+  #mustRead(): void {
     const { bufferedBytes } = this.#connection;
     if (bufferedBytes > 2 * this.#answerBytes + LIMITS.unreadBytesMax) this.#connection.hold();
     if (bufferedBytes > LIMITS.bufferedBytesMax) {

@@ -1,17 +1,28 @@
-import type { Assignment, PushPartsLanded } from '../../server/core/run/calls.ts';
-import type { RunState } from '../../server/core/run/state.ts';
+import type { Assignment, PushPartsLanded, RowsLanded } from '../../server/core/run/calls.ts';
+import type { RunOptions, RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import { type RunShards, Shard } from '../../server/core/shard.ts';
-import type { ShardCommand } from '../../server/core/shard-command.ts';
+import {
+  checkShardCommand,
+  type SaveKind,
+  type ShardCommand,
+} from '../../server/core/shard-command.ts';
+import { isOfRows } from '../../server/core/tables/run-tables.ts';
 import type { NamedTensor } from '../../server/core/vectors.ts';
+import { restoreRows } from '../../server/shards/restore-rows.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { fragmentsOf, type PushKind } from '../../shared/local-steps.ts';
-import { partition, type Range } from '../../shared/partition.ts';
-import type { Acknowledgement, Join } from '../../shared/protocol.ts';
+import { type Range, rangesOfRun } from '../../shared/partition.ts';
+import type { Acknowledgement, Join, Lease } from '../../shared/protocol.ts';
 import { random } from '../../shared/random.ts';
+import { mergeRows } from '../../shared/row-shards.ts';
+import { decodeRows, type RowEncoding, type TableRows } from '../../shared/rows.ts';
+import { tablesOf } from '../../shared/tables.ts';
 import { createCompressor, type Settle } from '../../worker/compressor.ts';
+import { RowsExchange, type RowsOfPush } from '../../worker/rows/rows-exchange.ts';
+import { aimOf, keysOf } from './table-worker.ts';
 
 /** Large enough for several shards, with a tensor that is split, and frozen ones beyond all pushes. */
 export const TENSORS: Join['tensors'] = [
@@ -36,10 +47,49 @@ function optionsOf(config: PartialConfig) {
   };
 }
 
+/** Keys of rows that are trained. */
+const ROW_KEYS = 40;
+
 interface Sent {
   readonly session: string;
   readonly pull: number;
   readonly values: Float32Array;
+}
+
+export interface SavedRun {
+  readonly state: RunState;
+  readonly file: NamedTensor[];
+  /** Its rows, cut for another number of shards: see `cutForShards`. */
+  readonly rows?: {
+    readonly own: NamedTensor[];
+    readonly told: readonly { index: number; command: ShardCommand; values: Float32Array }[];
+  };
+}
+
+/** Cuts the rows of a checkpoint over shards, as a server does that continues from it. */
+export async function cutForShards(saved: SavedRun, count: number): Promise<SavedRun> {
+  if (count === 1) return saved;
+  const { state, file } = saved;
+  const told: NonNullable<SavedRun['rows']>['told'][number][] = [];
+  const tensorOf = (name: string) =>
+    file.find((tensor) => tensor.name === name)?.values ?? new Float32Array();
+  const pool = {
+    count,
+    tell(parts: number, command: ShardCommand) {
+      for (let index = 1; index < parts; index++) this.tellOne(index, command);
+    },
+    tellOne(index: number, command: ShardCommand, values = new Float32Array()) {
+      told.push({ index, command: checkShardCommand(structuredClone(command)), values });
+    },
+    drained: async () => {},
+  };
+  const tensors = {
+    size: (name: string) => tensorOf(name).length,
+    read: async (name: string, start: number, n: number) => tensorOf(name).slice(start, start + n),
+    close: async () => {},
+  };
+  const own = await restoreRows(pool, tensors, state);
+  return { state, file, rows: { own, told } };
 }
 
 /** A run with its shards and one worker, without sockets. */
@@ -51,6 +101,12 @@ export class ShardedRun {
   readonly #compressor: ReturnType<typeof createCompressor>;
   #landed = { squares: 0, problem: null as string | null, finite: true };
   #sent: Sent[] = [];
+  /** Rows that other shards have sent. */
+  #rowsSent: Uint8Array[] = [];
+  #readRows: { keys: Uint32Array[]; rows: readonly TableRows[]; step: number } | null = null;
+  /** What is told of the rows in parts. */
+  #rowsLanded: RowsLanded[] = [];
+  readonly #options: RunOptions;
   /** They come over the wire, after the push has been dealt with. */
   #overflows: number[] = [];
   #pulls = 0;
@@ -67,18 +123,20 @@ export class ShardedRun {
   constructor(
     count: number,
     config: PartialConfig,
-    from?: { state: RunState; file: NamedTensor[] },
+    from?: SavedRun,
     /** They take turns, from this one on. */
     workers = 1,
     turn = 0,
   ) {
-    this.ranges = partition(LAYOUT, count);
     const options = optionsOf(config);
+    this.#options = options;
+    this.ranges = rangesOfRun(LAYOUT, count, tablesOf(options.config) !== null);
     this.shards = Array.from(
       { length: count },
       (_, index) =>
         new Shard(index, count, {
-          landed: (_, squares, problem) => {
+          landed: (_, squares, problem, rows) => {
+            if (rows) this.#rowsLanded.push(rows);
             this.#landed.squares += squares;
             this.#landed.problem ??= problem;
           },
@@ -89,6 +147,11 @@ export class ShardedRun {
           send: (session, { pull }, payload) => {
             this.#sent.push({ session, pull, values: this.#decode(index, payload) });
           },
+          sendRows: (_, __, bytes) => void this.#rowsSent.push(bytes),
+          rowsRefused: (_, __, why) => {
+            throw new Error(why);
+          },
+          rowFacts: (_, facts) => this.run.rowParts!.note(index, facts),
         }),
     );
     const link = {
@@ -96,6 +159,10 @@ export class ShardedRun {
       tell: (parts: number, command: ShardCommand) => {
         this.told.push(command);
         for (let k = 1; k < parts; k++) this.shards[k]!.execute(command, new Float32Array());
+      },
+      tellOne: (index: number, command: ShardCommand, values = new Float32Array()) => {
+        this.told.push(command);
+        this.shards[index]!.execute(command, values);
       },
     };
     this.run = from ? this.#restore(from, link) : new Run(options, link);
@@ -126,14 +193,16 @@ export class ShardedRun {
   }
 
   /** As `restoreShards` does it with files. */
-  #restore({ state, file }: { state: RunState; file: NamedTensor[] }, link: RunShards): Run {
+  #restore({ state, file, rows }: SavedRun, link: RunShards): Run {
     const vectors = new Map<string, Float32Array>();
     const whole = new Float32Array(LAYOUT.size);
     for (const { name, offset } of LAYOUT.tensors) {
       whole.set(file.find((tensor) => tensor.name === name)!.values, offset);
     }
     vectors.set('@parameters', whole);
-    for (const { name, values } of file) if (name.startsWith('@')) vectors.set(name, values);
+    for (const { name, values } of file) {
+      if (name.startsWith('@') && !isOfRows(name)) vectors.set(name, values);
+    }
     const cut = (values: Float32Array, { start, end }: Range) =>
       values.subarray(Math.min(start, values.length), Math.min(end, values.length));
     for (const [k, range] of this.ranges.entries()) {
@@ -142,6 +211,9 @@ export class ShardedRun {
       const { config } = state.options;
       const none = new Float32Array();
       shard.execute({ kind: 'create', run: 'r', tensors: TENSORS, config }, none);
+      for (const { index, command, values } of rows?.told ?? []) {
+        if (index === k) shard.execute(command, values);
+      }
       for (const [name, values] of vectors) {
         shard.execute({ kind: 'write', run: 'r', name, start: 0 }, cut(values, range));
       }
@@ -162,12 +234,13 @@ export class ShardedRun {
     for (const [name, values] of vectors) {
       if (name !== '@parameters') own.push({ name, shape: [], values: cut(values, first) });
     }
+    own.push(...(rows?.own ?? file.filter(({ name }) => isOfRows(name))));
     return Run.restore(state, own, link);
   }
 
   /** What a checkpoint keeps, put together as the file is. */
-  save(): { state: RunState; file: NamedTensor[] } {
-    const own = this.run.save(7, 'last');
+  save(kind: SaveKind = 'last'): SavedRun {
+    const own = this.run.save(7, kind);
     const file: NamedTensor[] = [];
     const vector = (name: string): Float32Array => {
       const parts = this.ranges.map(({ start, end }, k) =>
@@ -180,7 +253,18 @@ export class ShardedRun {
       file.push({ name, shape, values: whole.slice(offset, offset + size) });
     }
     for (const name of own.keys()) {
-      if (name !== '@parameters') file.push({ name, shape: [], values: vector(name) });
+      if (name === '@parameters' || isOfRows(name)) continue;
+      file.push({ name, shape: [], values: vector(name) });
+    }
+    const others = this.shards.slice(1).flatMap((shard) => shard.list('r', 7) ?? []);
+    const names = new Set([...own.keys(), ...others.map(({ name }) => name)]);
+    for (const name of [...names].filter(isOfRows)) {
+      const parts = this.shards.map((shard, k) =>
+        k === 0
+          ? (own.get(name) ?? new Float32Array())
+          : floatsOf(shard.read('r', 7, name, 0, 2 ** 30) ?? new Uint8Array()),
+      );
+      file.push({ name, shape: [], values: concat(parts) });
     }
     const state = JSON.parse(JSON.stringify(this.run.state(0)));
     this.run.vector.forgetSaved(7);
@@ -235,7 +319,12 @@ export class ShardedRun {
     const values = this.#pull(assignment);
     if (assignment.evaluation) {
       const { id, part } = assignment.evaluation;
-      const loss = values.subarray(0, 45_100).reduce((sum, x) => sum + x * x, 0) / 45_100;
+      let loss = values.subarray(0, 45_100).reduce((sum, x) => sum + x * x, 0) / 45_100;
+      if (this.run.tables) {
+        const capture = this.run.evaluatedCapture(this.#key, id);
+        for (const { values } of this.rows(capture))
+          for (const x of values) loss += (x * x) / 1_000;
+      }
       // Validation gets worse after a while, so that training stops early.
       const told = part === 'validation' ? loss + 0.02 * this.run.step : loss;
       const examples = part === 'train' ? 64 : 10;
@@ -260,7 +349,73 @@ export class ShardedRun {
       const step = local.learningRate * gradient[i]!;
       gradient[i] = local.push === 'delta' ? step : values[i]! - step;
     }
-    return this.push(gradient, assignment.leases[0]!.id, undefined, cut);
+    const lease = assignment.leases[0]!;
+    this.#readRows = this.run.tables && this.#rowsFor(lease);
+    return this.push(gradient, lease.id, undefined, cut);
+  }
+
+  #rowsFor(lease: Lease) {
+    const { shapes, rowStep } = this.run.tables!;
+    const keys = shapes.map(() => keysOf(lease, ROW_KEYS));
+    return { keys, rows: this.readRows(keys), step: rowStep };
+  }
+
+  /** All rows of the tables. @param capture null: as they are. */
+  rows(capture: number | null = null): readonly TableRows[] {
+    const all = Uint32Array.from({ length: ROW_KEYS }, (_, key) => key);
+    return this.readRows(
+      this.run.tables!.shapes.map(() => all),
+      capture,
+    );
+  }
+
+  readRows(keys: readonly Uint32Array[], capture: number | null = null): readonly TableRows[] {
+    const tables = this.run.tables!;
+    const encoding = capture === null ? tables.pullEncoding : 'f32';
+    this.#rowsSent = [];
+    const to = { session: 's', pull: 0, encoding, capture };
+    const own = this.run.rowParts?.send(keys, to) ?? keys;
+    return this.#rowsOf([tables.read(own, encoding, capture), ...this.#rowsSent], encoding);
+  }
+
+  #rowsOf(parts: readonly Uint8Array[], encoding: RowEncoding): readonly TableRows[] {
+    const { shapes } = this.run.tables!;
+    const all = parts.map((bytes) => decodeRows(shapes, bytes, encoding));
+    return shapes.map(({ width }, t) =>
+      mergeRows(
+        all.map((rows) => rows[t]!),
+        width,
+      ),
+    );
+  }
+
+  /** Gradients of the rows that were read, and their keys as those that are wanted next. */
+  #pushedRows(): readonly RowsOfPush[] | null {
+    if (!this.#readRows) return null;
+    const { shapes } = this.run.tables!;
+    const { keys, rows, step } = this.#readRows;
+    const gradients = rows.map(({ keys, values }, t) => {
+      const { width } = shapes[t]!;
+      const own = values.map((x, i) => x - aimOf(keys[Math.floor(i / width)]!, i % width));
+      return { keys, values: own };
+    });
+    const none = { pullRows: () => Promise.reject(new Error('nothing is pulled')) };
+    const { length } = this.ranges;
+    const exchange = new RowsExchange('r', shapes, this.#options.config, none, length);
+    return exchange.pushed(gradients, step, keys);
+  }
+
+  /** The rows that a push has wanted are the present ones. */
+  #mustBring(sequence: number): void {
+    const tables = this.run.tables!;
+    const encoding = tables.pullEncoding;
+    const expected = this.readRows(this.#readRows!.keys);
+    this.#rowsSent = [];
+    this.run.rowParts?.sendWanted('s', sequence, 0);
+    const own = tables.takeWanted();
+    if (!own) throw new Error('the push wanted no rows');
+    const brought = this.#rowsOf([tables.read(own, encoding, null), ...this.#rowsSent], encoding);
+    if (JSON.stringify(brought) !== JSON.stringify(expected)) throw new Error('other rows came');
   }
 
   get #key(): string {
@@ -284,12 +439,22 @@ export class ShardedRun {
     this.#settle = this.#compressor.write(gradient, epoch, outs, fragment);
     const { encoding } = this.#compressor;
     this.#landed = { squares: 0, problem: null, finite: true };
+    this.#rowsLanded = [];
+    const rows = this.#pushedRows();
+    const payloads = outs.map((out, k) => {
+      const tail = rows?.[k]?.tail ?? new Uint8Array();
+      const joined = new Uint8Array(out.length + tail.length);
+      joined.set(out);
+      joined.set(tail, out.length);
+      return joined;
+    });
     for (let k = 1; k < this.ranges.length; k++) {
-      const room = this.shards[k]!.land('r', outs[k]!.length, 'f32');
-      room?.bytes.set(outs[k]!);
+      const room = this.shards[k]!.land('r', payloads[k]!.length, 'f32');
+      room?.bytes.set(payloads[k]!);
       const release = () => room?.release();
       const part = {
-        payload: cut(room?.bytes ?? outs[k]!),
+        payload: cut(room?.bytes ?? payloads[k]!),
+        rows: rows?.[k]?.rows,
         encoding,
         room,
         release,
@@ -299,7 +464,10 @@ export class ShardedRun {
       this.shards[k]!.part({ run: 'r', session: 's', sequence }, part);
     }
     const { squares, problem } = this.#landed;
-    const others: PushPartsLanded = { session: 's', squares, problem };
+    const others: PushPartsLanded = {
+      ...{ session: 's', squares, problem },
+      ...(rows && { rows: this.#rowsLanded }),
+    };
     const { step, generation } = this.#read!;
     const acknowledgement = this.run.call(
       {
@@ -310,12 +478,15 @@ export class ShardedRun {
           ...{ loss: 1, computeMs: 1, encoding },
           ...(this.#kind && { kind: this.#kind }),
           ...(fragment !== undefined && { fragment }),
+          ...(rows && { rows: rows[0]!.rows }),
         },
         now: 0,
         others: this.parts(others),
       },
-      outs[0]!,
+      payloads[0]!,
     );
+    const { outcome } = acknowledgement;
+    if (rows && (outcome === 'applied' || outcome === 'damped')) this.#mustBring(sequence);
     this.#settle(acknowledgement.outcome);
     for (const generation of this.#overflows.splice(0))
       this.run.call({ call: 'overflowed', generation });

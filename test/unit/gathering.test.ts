@@ -64,6 +64,7 @@ describe('parts at a shard', () => {
   function create() {
     const shard = new Shard(1, 2, {
       ...{ landed() {}, initialLanded() {}, overflowed() {}, send() {} },
+      ...{ sendRows() {}, rowsRefused() {}, rowFacts() {} },
     });
     shard.execute({ kind: 'create', run: 'r', tensors: TENSORS, config }, none);
     const released: string[] = [];

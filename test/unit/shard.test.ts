@@ -14,8 +14,8 @@ test('the model lies on as many shards as it is large enough for, its frozen par
 
 test('a range that no frame could carry is refused, and the answer says how many shards it takes', () => {
   const layout = createLayout([{ name: 'w', shape: [600_000_000], role: 'trainable' }]);
-  expect(() => rangesOf(layout, 2)).toThrow('start the server with --shards 3');
-  expect(rangesOf(layout, 3).length).toBe(3);
+  expect(() => rangesOf(layout, 2, {})).toThrow('start the server with --shards 3');
+  expect(rangesOf(layout, 3, {}).length).toBe(3);
 });
 
 describe('a run on several shards is the same run as on one, to the bit', () => {

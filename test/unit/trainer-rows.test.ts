@@ -13,7 +13,7 @@ import { layers } from '../../worker/layers.ts';
 import { createOrders } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { type RowsAnswer, RowsLost } from '../../worker/rows/requests.ts';
-import type { RowPuller } from '../../worker/rows/rows-exchange.ts';
+import type { RowPuller, RowsOfPush } from '../../worker/rows/rows-exchange.ts';
 import { createTrainer } from '../../worker/trainer.ts';
 import { FakeExchange, workOf } from '../support/fake-exchange.ts';
 
@@ -74,9 +74,9 @@ class ExchangeOfRows extends FakeExchange implements RowPuller {
   override pushReady(
     push: Omit<Push, 'type' | 'sequence'>,
     payloads: readonly Landing[],
-    tail?: Uint8Array,
+    rows?: readonly RowsOfPush[],
   ): number {
-    this.tails.push(tail!);
+    this.tails.push(rows![0]!.tail);
     return super.pushReady(push, payloads);
   }
 
@@ -88,7 +88,7 @@ class ExchangeOfRows extends FakeExchange implements RowPuller {
     const [keys] = decodeKeys(shapes, bytes);
     this.pulls.push({ evaluation, keys: [...keys!] });
     const { step } = this;
-    return { step, generation: 1, encoding: 'f32', bytes: encoded(keys!, step) };
+    return { step, generation: 1, encoding: 'f32', parts: [encoded(keys!, step)] };
   }
 }
 
@@ -134,7 +134,7 @@ test('the first minibatch pulls its rows; each push names those of the next, and
   const rows = encoded(asked, 7);
   const brought = { rows: { step: 7, encoding: 'f32', bytes: rows.length } as const };
   const message = workOf(1, [lease(2), lease(3)], { ...answered(1), ...brought });
-  await trainer.work(message, theta(), undefined, rows);
+  await trainer.work(message, theta(), undefined, [rows]);
   expect(exchange.pulls).toHaveLength(1);
   expect(exchange.pushes[1]!.rows!.step).toBe(7);
 });
@@ -147,7 +147,7 @@ test('a push that was rejected is computed again from rows that are pulled', asy
   const brought = { rows: { step: 7, encoding: 'f32', bytes: rows.length } as const };
   exchange.step = 105;
   const again = workOf(1, [lease(1), lease(2)], { ...answered(1, 'rejected'), ...brought });
-  await trainer.work(again, theta(), undefined, rows);
+  await trainer.work(again, theta(), undefined, [rows]);
   expect(exchange.pulls.map(({ keys }) => keys)).toEqual([wordsOf(1), wordsOf(1)]);
   expect(exchange.pushes[1]).toMatchObject({ lease: 1, rows: { step: 105 } });
 });

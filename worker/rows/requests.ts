@@ -3,8 +3,8 @@ import type { RowsMessage } from '../../shared/row-messages.ts';
 /** Rows that the server was asked for by `pullRows`, until they come. */
 
 export interface RowsAnswer extends Pick<RowsMessage, 'step' | 'generation' | 'encoding'> {
-  /** As `encodeRows` has them; the receiver's own. */
-  readonly bytes: Uint8Array;
+  /** As `encodeRows` has them, from each shard; the receiver's own. */
+  readonly parts: readonly Uint8Array[];
 }
 
 /** The rows will not come: the connection was lost, or the server has something else to do for the worker. */
@@ -32,11 +32,11 @@ export class RowRequests {
     });
   }
 
-  /** @param payload is copied. An answer that nobody waits for is left alone. */
-  answer({ request, step, generation, encoding }: RowsMessage, payload: Uint8Array): void {
+  /** An answer that nobody waits for is left alone. @param parts the receiver's own from now on. */
+  answer({ request, step, generation, encoding }: RowsMessage, parts: readonly Uint8Array[]): void {
     const pending = this.#pending.get(request);
     this.#pending.delete(request);
-    pending?.resolve({ step, generation, encoding, bytes: payload.slice() });
+    pending?.resolve({ step, generation, encoding, parts });
   }
 
   fail(error: unknown): void {

@@ -3,10 +3,12 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Push, Work } from '../../shared/protocol.ts';
 import type { PullRows } from '../../shared/row-messages.ts';
+import { cutKeys, cutRows, mergeRows } from '../../shared/row-shards.ts';
 import {
   decodeRows,
   encodeKeys,
   encodeRows,
+  type RowEncoding,
   type RowShape,
   rowBytes,
   type TableRows,
@@ -29,7 +31,7 @@ interface HeldRows {
   readonly generation: number;
 }
 
-/** What a push says of rows, and what its payload ends with. */
+/** What a push, or the part of it for one shard, says of rows, and what its payload ends with. */
 export interface RowsOfPush {
   readonly rows: NonNullable<Push['rows']>;
   readonly tail: Uint8Array;
@@ -44,6 +46,7 @@ export class RowsExchange {
   readonly #shapes: readonly RowShape[];
   readonly #encoding: ReturnType<typeof rowPushEncoding>;
   readonly #puller: RowPuller;
+  readonly #shards: number;
   #held: HeldRows | null = null;
 
   constructor(
@@ -51,18 +54,30 @@ export class RowsExchange {
     shapes: readonly RowShape[],
     config: Pick<RunConfig, 'compression'>,
     puller: RowPuller,
+    /** That have the rows together. */
+    shards = 1,
   ) {
+    this.#shards = shards;
     this.#run = run;
     this.#shapes = shapes;
     this.#encoding = rowPushEncoding(config.compression.push);
     this.#puller = puller;
   }
 
-  /** Takes the rows of a `work`. @param bytes that its payload ended with. */
-  receive({ rows, generation }: Work, bytes: Uint8Array | undefined): void {
-    if (!rows || !bytes) return;
-    const taken = decodeRows(this.#shapes, bytes, rows.encoding);
-    this.#held = { rows: taken, step: rows.step, generation };
+  /** Takes the rows of a `work`. @param parts that came with it, from each shard. */
+  receive({ rows, generation }: Work, parts: readonly Uint8Array[] | undefined): void {
+    if (!rows || !parts) return;
+    this.#held = { rows: this.#decode(parts, rows.encoding), step: rows.step, generation };
+  }
+
+  #decode(parts: readonly Uint8Array[], encoding: RowEncoding): readonly TableRows[] {
+    const all = parts.map((bytes) => decodeRows(this.#shapes, bytes, encoding));
+    return this.#shapes.map(({ width }, t) =>
+      mergeRows(
+        all.map((rows) => rows[t]!),
+        width,
+      ),
+    );
   }
 
   /** Rows that were received before are those of parameters that are gone. */
@@ -90,8 +105,29 @@ export class RowsExchange {
     return async (keys) => (await this.#pull(keys, evaluation)).rows;
   }
 
-  /** @param gradients of the rows of a step. @param step of these rows. @param wanted keys of the next minibatch; null: unknown. */
+  /**
+   * @param gradients of the rows of a step. @param step of these rows. @param wanted keys of the next minibatch; null: unknown.
+   * @returns one for each shard.
+   */
   pushed(
+    gradients: readonly TableRows[],
+    step: number,
+    wanted: readonly Uint32Array[] | null,
+  ): readonly RowsOfPush[] {
+    const count = this.#shards;
+    if (count === 1) return [this.#pushed(gradients, step, wanted)];
+    const cut = gradients.map((rows, t) => cutRows(rows, this.#shapes[t]!.width, count));
+    const keys = wanted?.map((each) => cutKeys(each, count)) ?? null;
+    return Array.from({ length: count }, (_, shard) =>
+      this.#pushed(
+        cut.map((parts) => parts[shard]!),
+        step,
+        keys?.map((parts) => parts[shard]!) ?? null,
+      ),
+    );
+  }
+
+  #pushed(
     gradients: readonly TableRows[],
     step: number,
     wanted: readonly Uint32Array[] | null,
@@ -110,11 +146,11 @@ export class RowsExchange {
     const answers: HeldRows[] = [];
     for (const some of piecesOf(this.#shapes, keys)) {
       const message = { run: this.#run, evaluation };
-      const { step, generation, encoding, bytes } = await this.#puller.pullRows(
+      const { step, generation, encoding, parts } = await this.#puller.pullRows(
         message,
         encodeKeys(some),
       );
-      answers.push({ rows: decodeRows(this.#shapes, bytes, encoding), step, generation });
+      answers.push({ rows: this.#decode(parts, encoding), step, generation });
     }
     const [first] = answers;
     if (answers.length === 1) return first!;

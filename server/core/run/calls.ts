@@ -71,6 +71,8 @@ export type RunCall =
       readonly call: 'initialRows';
       readonly worker: string;
       readonly grant: number;
+      /** Other shards know the worker by it; absent: all rows are here. */
+      readonly session?: string;
     }
   /**
    * Admits and applies one gradient, in one stretch. The payload: the gradient in its encoding, then statistics in f32;
@@ -193,6 +195,10 @@ export function toFollow(call: RunCall): RunCall {
     const { others: _, room: __, rowStepSent, ...told } = call;
     return call.push.rows && rowStepSent !== undefined ? { ...told, rowStepSent } : told;
   }
+  if (call.call === 'initialRows') {
+    const { session: _, ...told } = call;
+    return told;
+  }
   if (call.call === 'initialised') {
     const { others: _, ...told } = call;
     return told;
@@ -294,6 +300,18 @@ export interface PushPartsLanded {
   /** Sum of the squares of the parts' gradients; NaN: not finite. */
   readonly squares: number;
   /** With a part itself. */
+  readonly problem: string | null;
+  /** What each of them has said of the rows in its part; absent: the parts have none. */
+  readonly rows?: readonly RowsLanded[];
+}
+
+/** What a shard says of the rows in a part of a push. */
+export interface RowsLanded {
+  /** Row step that the worker read, as the part says. */
+  readonly step: number;
+  /** Row step of the shard when it measured the staleness: updates that it has not been told of yet are missing. */
+  readonly rowStep: number;
+  readonly staleness: number;
   readonly problem: string | null;
 }
 

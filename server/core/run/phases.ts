@@ -368,7 +368,7 @@ export class Phases {
   /** Asks a worker for fresh parameters. */
   requestParameters(): void {
     this.#fields.grant = { id: ++this.#fields.grantsGiven, ...toHandOut() };
-    this.#components.vector.tables?.reset(initialSeedOf(this.#inside));
+    this.#components.vector.resetRows(initialSeedOf(this.#inside));
     this.#wake();
   }
 

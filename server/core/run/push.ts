@@ -8,7 +8,9 @@ import type { Clip } from '../fused.ts';
 import type { StagedPush } from '../landing-rooms.ts';
 import { clipOf } from '../outer.ts';
 import { momentumAt } from '../schedule.ts';
+import type { RowsUpdate } from '../shard-command.ts';
 import type { StepOptions } from '../step-options.ts';
+import { rowsElsewhere } from '../tables/row-parts.ts';
 import {
   type AdmissionFacts,
   isOfAnotherFragment,
@@ -109,7 +111,10 @@ export class Pushes {
   }
 
   /** @returns the payload without rows. @throws DownpourError DP_ROWS_INVALID. */
-  #stageRows({ push: { rows }, rowStepSent }: CallOf<'push'>, payload: Uint8Array): Uint8Array {
+  #stageRows(
+    { push: { rows }, rowStepSent, others }: CallOf<'push'>,
+    payload: Uint8Array,
+  ): Uint8Array {
     const { tables } = this.#inside.components.vector;
     if (!tables) {
       throw new DownpourError(
@@ -118,10 +123,16 @@ export class Pushes {
       );
     }
     const rest = tables.stage(payload, rows);
-    this.#facts.rows = {
-      rowStepSent: Math.min(tables.rowStep, rowStepSent ?? Infinity),
-      staleness: tables.staleness(),
-    };
+    const { rowStep } = tables;
+    let staleness = tables.staleness();
+    if (others?.rows) {
+      const elsewhere = rowsElsewhere(others.rows, rows, rowStep);
+      if (elsewhere.problem !== null) {
+        throw new DownpourError('DP_ROWS_INVALID', elsewhere.problem);
+      }
+      staleness = Math.max(staleness, elsewhere.staleness);
+    }
+    this.#facts.rows = { rowStepSent: Math.min(rowStep, rowStepSent ?? Infinity), staleness };
     return rest;
   }
 
@@ -132,6 +143,14 @@ export class Pushes {
     const { consistency } = this.#inside.options.config;
     const { workers } = this.#facts;
     return tables.apply(rate, clip, (staleness) => scaleOf(consistency, staleness, workers));
+  }
+
+  /** What other shards update their rows of an admitted push by. */
+  #rowsUpdate(push: Push, rate: number, clip: Clip): { readonly rows?: RowsUpdate } {
+    const { components, fields } = this.#inside;
+    if (!components.vector.rowParts || !push.rows) return NO_ROWS_UPDATE;
+    const { workers } = this.#facts;
+    return { rows: { rate, clip, workers, generation: fields.generation } };
   }
 
   #refuse(push: Push, judgement: Refusal, now: number): Acknowledgement {
@@ -195,7 +214,8 @@ export class Pushes {
       if (tables !== null && !this.#applyRows(push, rowRate, { limit, factor })) {
         return this.#overflowed(push, rowRate, given, staleness, now);
       }
-      this.#collect(call, staged, { scale, loss, norm: given, compensation });
+      const more = this.#rowsUpdate(push, rowRate, { limit, factor });
+      this.#collect(call, staged, { scale, loss, norm: given, compensation, ...more });
       return answer(push, scale < 1 ? 'damped' : 'applied', staleness);
     }
     const norm = Math.min(limitedNorm(given, plan?.normMax ?? Infinity), clip.norm ?? Infinity);
@@ -221,6 +241,7 @@ export class Pushes {
         generation: fields.generation,
         kindOfPush: kind,
         ...what,
+        ...this.#rowsUpdate(push, rowRate, { limit, factor }),
       });
     }
     fields.step++;
@@ -301,11 +322,12 @@ export class Pushes {
       readonly loss: number;
       readonly norm: number;
       readonly compensation: CompensationUse | null;
+      readonly rows?: RowsUpdate;
     },
   ): void {
     const { options, fields, components } = this.#inside;
     const { vector, mode, collection } = components;
-    const { scale, loss, norm, compensation } = it;
+    const { scale, loss, norm, compensation, rows } = it;
     const lease = this.#facts.lease!;
     const staleness = fields.step - push.step;
     const share = lease.count / options.config.minibatchSize;
@@ -313,7 +335,10 @@ export class Pushes {
     const computeMs = push.computeMs / this.#minibatches;
     const { kind: kindOfPush } = this.#facts;
     const weight = { scale, share };
-    vector.collect(staged, others, { worker, sequence, kindOfPush, weight, compensation });
+    vector.collect(staged, others, {
+      ...{ worker, sequence, kindOfPush, weight, compensation },
+      ...(rows && { rows }),
+    });
     this.#counts(worker, push, staleness, loss, norm);
     collection.add({ worker, lease, loss, staleness, norm, share, computeMs });
     mode!.pushed(worker, collection.count, now);
@@ -334,6 +359,8 @@ export class Pushes {
     return components.sent.use(worker, read, { norm, rate, momentum, size });
   }
 }
+
+const NO_ROWS_UPDATE = {};
 
 function answer(
   { sequence }: Push,

@@ -9,6 +9,7 @@ import { type Layout, layoutSpecs, type TensorSpec } from '../../../shared/layou
 import { fragmentsOf, type PushKind } from '../../../shared/local-steps.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
+import { ALL_ROWS } from '../../../shared/row-shards.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
 import type { PushWeight } from '../gathered.ts';
@@ -17,9 +18,10 @@ import type { LandingRoom, StagedPush } from '../landing-rooms.ts';
 import { normBounds } from '../max-norm.ts';
 import { Parameters } from '../parameters.ts';
 import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
-import type { SaveKind, ShardCommand } from '../shard-command.ts';
+import type { RowsUpdate, SaveKind, ShardCommand } from '../shard-command.ts';
 import { Snapshot } from '../snapshot.ts';
 import type { StepOptions } from '../step-options.ts';
+import { RowParts } from '../tables/row-parts.ts';
 import { createRunTables, type RunTables, type RunTablesState } from '../tables/run-tables.ts';
 import {
   type CopyVector,
@@ -38,8 +40,6 @@ import type { InitialLanded, PushPartsLanded, SentTo } from './calls.ts';
  * others are told what is decided. Copies of a moment (captures) have the same number on all of them.
  */
 
-const NOT_ON_SHARDS =
-  'the configuration has tables, and this server has shards, which keep no rows yet: use a server without shards';
 /** What is under evaluation, among the vectors of a replica. */
 const EVALUATED = '@evaluated';
 /** The number of the best parameters of a run that has been restored. */
@@ -68,13 +68,16 @@ export class Vector {
   readonly #captures = new Map<number, Float32Array>();
   /** Rows beside the vector; null: the run has no tables. */
   readonly tables: RunTables | null;
+  /** Rows on other shards; null: all are here. */
+  readonly rowParts: RowParts | null;
 
   /** @param shards that share the vector; null: all of it is here. */
   constructor(run: string, config: RunConfig, shards: RunShards | null) {
     this.#run = run;
     this.#config = config;
     this.#shards = shards;
-    this.tables = createRunTables(config);
+    this.tables = createRunTables(config, shards ? { index: 0, count: shards.count } : ALL_ROWS);
+    this.rowParts = shards && this.tables && new RowParts(run, this.tables, shards);
   }
 
   get layout(): Layout | null {
@@ -118,16 +121,14 @@ export class Vector {
    */
   place(specs: readonly TensorSpec[], frozen: readonly string[]): VectorPlaces {
     const layout = layoutWhile(specs, groupsOf(this.#config), frozen);
-    const ranges = rangesOf(layout, this.#shards?.count ?? 1);
+    const ranges = rangesOf(layout, this.#shards?.count ?? 1, this.#config);
     // Here, where a worker is told, not on the other shards.
     for (const range of ranges)
       normBounds(this.#config.maxNorm, rangeLayout(layout, range).tensors);
     const unfit =
       (ranges.length > 1
         ? (shardsProblem(this.#config) ?? groupShardsProblem(this.#config))
-        : null) ??
-      fragmentsProblem(layout, fragmentsOf(this.#config)) ??
-      (this.tables && ranges.length > 1 ? NOT_ON_SHARDS : null);
+        : null) ?? fragmentsProblem(layout, fragmentsOf(this.#config));
     if (unfit !== null) throw new DownpourError('DP_LAYOUT_INVALID', unfit);
     const places = vectorPlaces(this.#config, layout);
     this.#parameters = new Parameters(rangeLayout(layout, ranges[0]!), this.#config, places);
@@ -230,6 +231,18 @@ export class Vector {
 
   // What the run decides.
 
+  /** All rows of tables begin anew. */
+  resetRows(seed: number): void {
+    this.tables?.reset(seed);
+    this.rowParts?.reset(seed);
+  }
+
+  /** @param session of the worker that has sent them; absent: it has one connection. @throws DownpourError as `RunTables.begin`. */
+  beginRows(payload: Uint8Array, session = ''): void {
+    if (this.rowParts) this.rowParts.begin(payload, session);
+    else this.tables?.begin(payload);
+  }
+
   /** @param values of the first range, shape [size]. */
   initialise(values: Float32Array, others: InitialLanded | null): void {
     this.mustParameters.initialise(values);
@@ -246,6 +259,7 @@ export class Vector {
       readonly clip: Clip;
       readonly options: StepOptions;
       readonly generation: number;
+      readonly rows?: RowsUpdate;
     },
   ): void {
     this.#tell({ kind: 'apply', run: this.#run, session, ...what });
@@ -261,6 +275,7 @@ export class Vector {
       readonly kindOfPush: PushKind;
       readonly weight: PushWeight;
       readonly compensation: CompensationUse | null;
+      readonly rows?: RowsUpdate;
     },
   ): void {
     this.mustParameters.collect(staged, what.weight, what.compensation);
@@ -345,7 +360,9 @@ export class Vector {
     const kept = what === 'final' ? null : best;
     this.#tell({ kind: 'save', run: this.#run, id, what, best: kept });
     const values = kept === null ? null : this.captured(kept);
-    return saveVectors(this.mustParameters, what, values, copy);
+    const saved = saveVectors(this.mustParameters, what, values, copy);
+    for (const { name, values } of this.tables?.saved(what, kept) ?? []) saved.set(name, values);
+    return saved;
   }
 
   /** The other shards need the copies no more. */

@@ -17,6 +17,7 @@ import type {
 import type { EarlyStoppingState } from '../early-stopping.ts';
 import type { LandingRoom } from '../landing-rooms.ts';
 import type { SaveKind } from '../shard-command.ts';
+import type { RowParts } from '../tables/row-parts.ts';
 import type { RunTables } from '../tables/run-tables.ts';
 import { troubleText } from '../trouble.ts';
 import { type CopyVector, type NamedTensor, slice } from '../vectors.ts';
@@ -243,6 +244,11 @@ export class RunView {
     return this.inside.components.vector.tables;
   }
 
+  /** Rows on other shards; null: all are here. */
+  get rowParts(): RowParts | null {
+    return this.inside.components.vector.rowParts;
+  }
+
   /** A worker is sent rows as they are now. This is no call of the run, since a standby sends nothing. */
   sendsRows(worker: string): void {
     const { roster, vector } = this.inside.components;
@@ -449,6 +455,7 @@ function hintOf(inside: RunInternals): string | null {
 
 function detailOf(inside: RunInternals, now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
   const { options, fields, components } = inside;
+  const { tables, rowParts } = components.vector;
   return {
     ...summaryOf(inside, now),
     experimentHash: options.experimentHash,
@@ -456,7 +463,7 @@ function detailOf(inside: RunInternals, now: number): Omit<RunDetail, 'checkpoin
     config: options.config,
     layoutHash: components.vector.layout?.hash ?? null,
     groups: toldGroups(inside),
-    ...(components.vector.tables && { tables: components.vector.tables.facts() }),
+    ...(tables && { tables: (rowParts ?? tables).facts() }),
     inputShape: fields.facts?.inputs.shape ?? null,
     classes: fields.facts?.classes?.slice(0, CLASSES_TOLD) ?? null,
   };

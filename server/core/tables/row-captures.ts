@@ -45,6 +45,10 @@ export class RowCaptures {
     return this.#captures.size === 0;
   }
 
+  has(id: number): boolean {
+    return this.#captures.has(id);
+  }
+
   make(id: number, at: CaptureMoment, initial: InitialRow): void {
     this.#captures.set(id, { at, initial, rows: new Map() });
   }
@@ -85,8 +89,9 @@ export class RowCaptures {
     return { keys: splitKeys(keys), values, initial: splitKeys(initial) };
   }
 
+  /** Adds what was kept of a capture. */
   restore(id: number, at: CaptureMoment, initial: InitialRow, kept: RowTensorsOfCapture): void {
-    const rows = new Map<number, Float32Array | null>();
+    const rows = this.#captures.get(id)?.rows ?? new Map<number, Float32Array | null>();
     for (const key of wholeKeys(kept.initial)) rows.set(key, null);
     for (const [i, key] of wholeKeys(kept.keys).entries()) {
       rows.set(key, kept.values.slice(i * this.#width, (i + 1) * this.#width));

@@ -329,6 +329,10 @@ export class RowTable {
 
   // Captures.
 
+  hasCapture(id: number): boolean {
+    return this.#captures.has(id);
+  }
+
   capture(id: number, rowStep: number): void {
     const at = { rowStep, decay: this.#decay, seed: this.#seed };
     this.#captures.make(id, at, this.#initial);
@@ -464,12 +468,14 @@ export class RowTable {
     return slots;
   }
 
-  restore(
-    saved: RowTableState,
-    { keys, values, state: own, changed, decays, pretrained }: RowTensors,
-  ): void {
-    this.#began = saved.began;
-    this.#decay = saved.decay;
+  restoreState({ began, decay, index }: RowTableState): void {
+    this.#began = began;
+    this.#decay = decay;
+    this.#index.restore(index);
+  }
+
+  /** Some rows, or all. @throws DownpourError DP_LAYOUT_INVALID: there is no room for them. */
+  restoreRows({ keys, values, state: own, changed, decays, pretrained }: RowTensors): void {
     const { width, stateSize: size, theta, state, decays: sumsOf } = this.#memory;
     const steps = wholeDoubles(changed);
     const sums = wholeDoubles(decays);
@@ -482,7 +488,6 @@ export class RowTable {
       if (sumsOf.length > 0) sumsOf[slot] = sums[i]!;
       if (pretrained[i] === 1) this.#markPretrained(slot);
     }
-    this.#index.restore(saved.index);
   }
 
   /** All rows that have values of their own, now or at a capture, as they are when they are read. */
@@ -527,7 +532,7 @@ export class RowTable {
     return this.#captures.tensors(id);
   }
 
-  /** The same, of a table that is being restored. */
+  /** The same, of a table that is being restored; added to what has been restored of it. */
   restoreCapture(id: number, at: CaptureMoment, kept: RowTensorsOfCapture): void {
     this.#captures.restore(id, at, this.#initialOf(at.seed), kept);
   }

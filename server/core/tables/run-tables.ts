@@ -2,6 +2,7 @@ import type { RunConfig } from '../../../shared/config.ts';
 import { DownpourError } from '../../../shared/errors.ts';
 import { STATE_PREFIX } from '../../../shared/layout.ts';
 import { LIMITS } from '../../../shared/limits.ts';
+import { normAndFinite } from '../../../shared/optimizer.ts';
 import type { Push } from '../../../shared/protocol.ts';
 import { ALL_ROWS, mustBeOwnRows, type RowShare } from '../../../shared/row-shards.ts';
 import {
@@ -13,6 +14,7 @@ import {
   writeKeys,
 } from '../../../shared/rows.ts';
 import { rowShapes, tablesOf } from '../../../shared/tables.ts';
+import type { CheckpointKind } from '../../../shared/trained-last.ts';
 import type { Clip } from '../fused.ts';
 import { type CopyVector, flatTensor, type NamedTensor, takeTensor } from '../vectors.ts';
 import type { CaptureMoment } from './row-captures.ts';
@@ -33,6 +35,13 @@ import {
 /** What a push says of its rows. */
 export type PushedRows = NonNullable<Push['rows']>;
 
+/** Rows of a table that have values of their own, those that began with values of a file, and gradients that were dropped. */
+export interface RowCounts {
+  readonly rows: number;
+  readonly pretrained: number;
+  readonly dropped: number;
+}
+
 /** The JSON half of the tables in a checkpoint. */
 export interface RunTablesState {
   readonly rowStep: number;
@@ -42,10 +51,20 @@ export interface RunTablesState {
   readonly captures: Readonly<Record<string, readonly CaptureMoment[]>>;
 }
 
+/** Keys of all tables with their counts. */
+export const KEYS_BYTES_MAX = 4 * (LIMITS.rowsPerMessageMax + LIMITS.tableCountMax);
+/** Rows of a push, and the keys of those that it wants. */
+export const PUSHED_ROWS_BYTES_MAX = LIMITS.rowBytesMax + 2 * KEYS_BYTES_MAX;
+
 const PREFIX = `${STATE_PREFIX}table.`;
-const FIELDS = ['keys', 'values', 'state', 'changed', 'decays', 'pretrained'] as const;
-const BEST_ROWS = 'best';
+/** Tensors of the rows of a table in a checkpoint, and of those that a capture keeps. */
+export const ROW_FIELDS = ['keys', 'values', 'state', 'changed', 'decays', 'pretrained'] as const;
+export const CAPTURE_FIELDS = ['keys', 'values', 'initial'] as const;
+export const BEST_ROWS = 'best';
 const EVALUATED_ROWS = 'evaluated';
+/** Keys that wait on other shards than the first one, with their sightings, and what was dropped there. */
+const WAITING = 'waiting';
+const DROPPED = 'dropped';
 const MODEL_MOMENT = 'model.moment';
 const MODEL_KEYS = 'model.keys';
 const MODEL_VALUES = 'model.values';
@@ -85,7 +104,7 @@ export class RunTables {
   }
 
   /** Rows with values of their own, those of them that began with values of a file, and gradients that were dropped since their key has no row, of each table. */
-  facts(): { name: string; rows: number; pretrained: number; dropped: number }[] {
+  facts(): ({ readonly name: string } & RowCounts)[] {
     return this.#tables.map(({ name, count: rows, pretrainedCount: pretrained, dropped }) => ({
       ...{ name, rows, pretrained, dropped },
     }));
@@ -107,15 +126,17 @@ export class RunTables {
   begin(payload: Uint8Array): void {
     const encoded = readEncodedRows(this.shapes, payload, 'f32');
     for (const [i, table] of this.#tables.entries()) table.stage(encoded[i]!, 'f32');
-    if (!Number.isFinite(this.squares(Infinity))) {
-      throw new DownpourError(
-        'DP_GRADIENT_NOT_FINITE',
-        'the initial rows of a worker hold NaN or infinity: look at the file that they come from',
-      );
-    }
+    if (!Number.isFinite(this.squares(Infinity))) throw notFinite();
     this.#rowStep++;
     for (const table of this.#tables) table.begin(this.#rowStep);
     this.resetOptimizer();
+  }
+
+  /** Looks at rows that others are to begin with. @throws DownpourError DP_GRADIENT_NOT_FINITE. */
+  mustBeFinite(rows: readonly { readonly values: Float32Array }[]): void {
+    for (const { values } of rows) {
+      if (!Number.isFinite(normAndFinite(values))) throw notFinite();
+    }
   }
 
   // A push.
@@ -209,6 +230,11 @@ export class RunTables {
     this.#rowStep--;
   }
 
+  /** The other shards have made a row step; here it changed nothing. */
+  pass(): void {
+    this.#rowStep++;
+  }
+
   // What workers are sent.
 
   /** How answers have their rows. */
@@ -238,6 +264,10 @@ export class RunTables {
   }
 
   // Captures.
+
+  hasCapture(id: number): boolean {
+    return this.#tables.every((table) => table.hasCapture(id));
+  }
 
   capture(id: number): void {
     for (const table of this.#tables) table.capture(id, this.#rowStep);
@@ -269,15 +299,45 @@ export class RunTables {
     const tensors: NamedTensor[] = [];
     for (const table of this.#tables) {
       const own = table.tensors(copy);
-      for (const field of FIELDS) tensors.push(flatTensor(nameOf(table.name, field), own[field]));
+      for (const field of ROW_FIELDS)
+        tensors.push(flatTensor(rowsName(table.name, field), own[field]));
       for (const [name, id] of capturesOf(best, evaluated)) {
         const { keys, values, initial } = table.captured(id);
-        tensors.push(flatTensor(nameOf(table.name, `${name}.initial`), copy(initial)));
-        tensors.push(flatTensor(nameOf(table.name, `${name}.keys`), copy(keys)));
-        tensors.push(flatTensor(nameOf(table.name, `${name}.values`), copy(values)));
+        tensors.push(flatTensor(rowsName(table.name, `${name}.initial`), copy(initial)));
+        tensors.push(flatTensor(rowsName(table.name, `${name}.keys`), copy(keys)));
+        tensors.push(flatTensor(rowsName(table.name, `${name}.values`), copy(values)));
       }
     }
     return tensors;
+  }
+
+  /** What one of several shards keeps for a checkpoint. @param best capture. */
+  saved(what: CheckpointKind, best: number | null): NamedTensor[] {
+    const { index } = this.share;
+    const fresh: CopyVector = (values) => values;
+    if (what === 'last') {
+      const tensors = this.tensors(best, null, fresh);
+      return index === 0 ? tensors : [...tensors, ...this.#elsewhere()];
+    }
+    const tensors = this.named(what === 'best' ? best : null, fresh);
+    return tensors.filter(({ name }) => index === 0 || !name.endsWith(MODEL_MOMENT));
+  }
+
+  /** What the JSON half of a checkpoint has of the first shard alone. */
+  #elsewhere(): NamedTensor[] {
+    return this.#tables.flatMap((table) => {
+      const { waiting, dropped } = table.state().index;
+      const keys = splitKeys(waiting.map(([key]) => key));
+      const seen = waiting.flatMap(([, sightings], i) => [
+        keys[2 * i]!,
+        keys[2 * i + 1]!,
+        sightings,
+      ]);
+      return [
+        flatTensor(rowsName(table.name, WAITING), Float32Array.from(seen)),
+        flatTensor(rowsName(table.name, DROPPED), splitDoubles(Float64Array.of(dropped))),
+      ];
+    });
   }
 
   /** The rows by themselves, as a model has them: keys and values of those that were ever changed. @param capture null: now. */
@@ -286,11 +346,11 @@ export class RunTables {
       const { keys, values, at, pretrained } = table.rows(capture);
       const moment = splitDoubles(Float64Array.of(at.decay, at.seed));
       return [
-        flatTensor(nameOf(table.name, MODEL_MOMENT), copy(moment)),
-        flatTensor(nameOf(table.name, MODEL_KEYS), copy(splitKeys([...keys]))),
-        flatTensor(nameOf(table.name, MODEL_VALUES), copy(values)),
+        flatTensor(rowsName(table.name, MODEL_MOMENT), copy(moment)),
+        flatTensor(rowsName(table.name, MODEL_KEYS), copy(splitKeys([...keys]))),
+        flatTensor(rowsName(table.name, MODEL_VALUES), copy(values)),
         ...(pretrained.length > 0
-          ? [flatTensor(nameOf(table.name, MODEL_PRETRAINED), copy(pretrained))]
+          ? [flatTensor(rowsName(table.name, MODEL_PRETRAINED), copy(pretrained))]
           : []),
       ];
     });
@@ -302,26 +362,25 @@ export class RunTables {
    */
   adopt(state: RunTablesState | undefined, tensors: readonly NamedTensor[]): void {
     if (!state) return;
-    const isWhole = tensors.some(
-      ({ name }) => name.startsWith(PREFIX) && name.endsWith('.changed'),
-    );
+    const isWhole = tensors.some(({ name }) => isOfRows(name) && name.endsWith('.changed'));
     if (isWhole) {
       const known = this.#tables.filter(({ name }) => state.tables[name]);
       this.#rowStep = state.rowStep;
       for (const table of known) {
         table.reset(state.seed);
-        table.restore(state.tables[table.name]!, rowsOf(table, tensors));
+        table.restoreState(state.tables[table.name]!);
+        table.restoreRows(rowsOf(table, tensors));
       }
     } else {
       this.#rowStep = state.rowStep + 1;
       for (const table of this.#tables) {
-        const moment = wholeDoubles(found(tensors, nameOf(table.name, MODEL_MOMENT)));
-        const split = found(tensors, nameOf(table.name, MODEL_KEYS));
-        const values = taken(tensors, nameOf(table.name, MODEL_VALUES), split, table.width);
+        const moment = wholeDoubles(found(tensors, rowsName(table.name, MODEL_MOMENT)));
+        const split = found(tensors, rowsName(table.name, MODEL_KEYS));
+        const values = taken(tensors, rowsName(table.name, MODEL_VALUES), split, table.width);
         const [decay = 0, seed] = moment;
         // The other run had no such table.
         if (seed === undefined) continue;
-        const pretrained = found(tensors, nameOf(table.name, MODEL_PRETRAINED));
+        const pretrained = found(tensors, rowsName(table.name, MODEL_PRETRAINED));
         table.adopt({ decay, seed }, wholeKeys(split), { values, pretrained }, this.#rowStep);
       }
     }
@@ -338,25 +397,86 @@ export class RunTables {
     best: number | null,
     evaluated: number | null,
   ): void {
-    this.#rowStep = state.rowStep;
-    this.#seed = state.seed;
+    this.restoreState(wholeRowsState(state, (name) => found(tensors, name)));
     for (const [i, table] of this.#tables.entries()) {
-      table.reset(state.seed);
-      table.restore(state.tables[table.name]!, rowsOf(table, tensors));
+      table.restoreRows(rowsOf(table, tensors));
       for (const [name, id] of capturesOf(best, evaluated)) {
-        const keys = found(tensors, nameOf(table.name, `${name}.keys`));
-        const values = taken(tensors, nameOf(table.name, `${name}.values`), keys, table.width);
-        const initial = found(tensors, nameOf(table.name, `${name}.initial`));
+        const keys = found(tensors, rowsName(table.name, `${name}.keys`));
+        const values = taken(tensors, rowsName(table.name, `${name}.values`), keys, table.width);
+        const initial = found(tensors, rowsName(table.name, `${name}.initial`));
         table.restoreCapture(id, state.captures[name]![i]!, { keys, values, initial });
       }
     }
   }
+
+  /** All but the rows, of which there are none yet. */
+  restoreState(state: RunTablesState): void {
+    this.#rowStep = state.rowStep;
+    this.#seed = state.seed;
+    for (const table of this.#tables) {
+      table.reset(state.seed);
+      table.restoreState(state.tables[table.name]!);
+    }
+  }
+
+  /** Some rows of a table. @param kept of a capture; null: the present ones. */
+  write(
+    name: string,
+    kept: ({ readonly id: number } & CaptureMoment) | null,
+    fields: readonly Float32Array[],
+  ): void {
+    const table = this.#tables.find((each) => each.name === name)!;
+    if (!kept) {
+      const [keys, values, state, changed, decays, pretrained] = fields;
+      table.restoreRows({
+        ...{ keys: keys!, values: values!, state: state!, changed: changed!, decays: decays! },
+        pretrained: pretrained!,
+      });
+      return;
+    }
+    const { id, ...at } = kept;
+    const [keys, values, initial] = fields;
+    table.restoreCapture(id, at, { keys: keys!, values: values!, initial: initial! });
+  }
 }
+
+/**
+ * The JSON half of the tables, with what several shards have written besides.
+ * @param tensorOf empty: there is no such tensor.
+ */
+export function wholeRowsState(
+  state: RunTablesState,
+  tensorOf: (name: string) => Float32Array,
+): RunTablesState {
+  const tables = Object.entries(state.tables).map(([name, table]) => {
+    const { waiting, dropped } = table.index;
+    const rows = tensorOf(rowsName(name, WAITING));
+    const elsewhere = Array.from({ length: rows.length / 3 }, (_, i): [number, number] => {
+      const [high, low, sightings] = rows.subarray(3 * i, 3 * i + 3);
+      return [wholeKeys(Float32Array.of(high!, low!))[0]!, sightings!];
+    });
+    const more = wholeDoubles(tensorOf(rowsName(name, DROPPED)));
+    const sum = more.reduce((sum, each) => sum + each, dropped);
+    return [name, { ...table, index: { waiting: [...waiting, ...elsewhere], dropped: sum } }];
+  });
+  return { ...state, tables: Object.fromEntries(tables) };
+}
+
+const notFinite = () =>
+  new DownpourError(
+    'DP_GRADIENT_NOT_FINITE',
+    'the initial rows of a worker hold NaN or infinity: look at the file that they come from',
+  );
 
 const NO_ROWS: PushedRows = { step: 0, encoding: 'f32', bytes: 0, wanted: 0 };
 const NOTHING = { keys: new Uint32Array(), values: new Uint8Array() };
 
-const nameOf = (table: string, field: string) => `${PREFIX}${table}.${field}`;
+export const rowsName = (table: string, field: string) => `${PREFIX}${table}.${field}`;
+export const isOfRows = (name: string): boolean => name.startsWith(PREFIX);
+
+/** What several shards have written beside the JSON half of the tables. */
+export const namesBeside = (state: RunTablesState): string[] =>
+  Object.keys(state.tables).flatMap((name) => [rowsName(name, WAITING), rowsName(name, DROPPED)]);
 
 function capturesOf(best: number | null, evaluated: number | null): (readonly [string, number])[] {
   const captures: (readonly [string, number])[] = [];
@@ -366,9 +486,9 @@ function capturesOf(best: number | null, evaluated: number | null): (readonly [s
 }
 
 function rowsOf({ name, width }: RowTable, tensors: readonly NamedTensor[]): RowTensors {
-  const of = (field: keyof RowTensors) => found(tensors, nameOf(name, field));
+  const of = (field: keyof RowTensors) => found(tensors, rowsName(name, field));
   const keys = of('keys');
-  const values = taken(tensors, nameOf(name, 'values'), keys, width);
+  const values = taken(tensors, rowsName(name, 'values'), keys, width);
   return {
     ...{ keys, values, state: of('state'), changed: of('changed') },
     ...{ decays: of('decays'), pretrained: of('pretrained') },

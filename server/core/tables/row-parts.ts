@@ -1,0 +1,120 @@
+import { floatsOf } from '../../../shared/codec.ts';
+import { cutKeys, cutRows } from '../../../shared/row-shards.ts';
+import { decodeRows, encodeKeys, encodeRows } from '../../../shared/rows.ts';
+import type { RowsLanded } from '../run/calls.ts';
+import type { RunShards } from '../shard.ts';
+import type { PushedRows, RowCounts, RunTables } from './run-tables.ts';
+
+/**
+ * The rows of a run on several shards, as the coordinator sees them: some are here, and the shards that have the others
+ * are told what to do with them. Commands arrive in order, so rows that are read together are of one row step.
+ */
+export class RowParts {
+  readonly #run: string;
+  readonly #tables: RunTables;
+  readonly #shards: RunShards;
+  /** What each of the other shards has told last, by index. */
+  readonly #facts = new Map<number, readonly RowCounts[]>();
+
+  constructor(run: string, tables: RunTables, shards: RunShards) {
+    this.#run = run;
+    this.#tables = tables;
+    this.#shards = shards;
+  }
+
+  /** Those of all shards know their initial values by themselves. */
+  reset(seed: number): void {
+    this.#shards.tell(this.#shards.count, { kind: 'resetRows', run: this.#run, seed });
+  }
+
+  /**
+   * Values that some rows begin with.
+   * @param session of the worker that has sent them. @throws DownpourError as `RunTables.begin`.
+   */
+  begin(payload: Uint8Array, session: string): void {
+    const { shapes } = this.#tables;
+    const { count } = this.#shards;
+    const tables = decodeRows(shapes, payload, 'f32');
+    this.#tables.mustBeFinite(tables);
+    const cut = tables.map((rows, i) => cutRows(rows, shapes[i]!.width, count));
+    const partOf = (index: number) =>
+      encodeRows(
+        shapes,
+        cut.map((parts) => parts[index]!),
+        'f32',
+      );
+    this.#tables.begin(partOf(0));
+    for (let index = 1; index < count; index++) {
+      const command = { kind: 'beginRows', run: this.#run, session } as const;
+      this.#shards.tellOne(index, command, floatsOf(partOf(index)));
+    }
+  }
+
+  /** Has the other shards send the rows that a push wanted. */
+  sendWanted(session: string, sequence: number, pull: number): void {
+    const { count } = this.#shards;
+    this.#shards.tell(count, { kind: 'sendRows', run: this.#run, session, pull, sequence });
+  }
+
+  /** Has the other shards send some rows. @returns keys of those that are here. */
+  send(
+    keys: readonly Uint32Array[],
+    to: {
+      readonly session: string;
+      readonly pull: number;
+      readonly encoding: 'f32' | 'bf16';
+      readonly capture: number | null;
+    },
+  ): Uint32Array[] {
+    const { count } = this.#shards;
+    const cut = keys.map((each) => cutKeys(each, count));
+    const partOf = (index: number) => cut.map((parts) => parts[index]!);
+    for (let index = 1; index < count; index++) {
+      const command = { kind: 'readRows', run: this.#run, ...to } as const;
+      this.#shards.tellOne(index, command, floatsOf(encodeKeys(partOf(index))));
+    }
+    return partOf(0);
+  }
+
+  /** A shard tells what it has. */
+  note(index: number, facts: readonly RowCounts[]): void {
+    this.#facts.set(index, facts);
+  }
+
+  /** As `RunTables.facts`, of all shards. */
+  facts(): ReturnType<RunTables['facts']> {
+    return this.#tables.facts().map(({ name, ...own }, i) => {
+      let { rows, pretrained, dropped } = own;
+      for (const facts of this.#facts.values()) {
+        rows += facts[i]?.rows ?? 0;
+        pretrained += facts[i]?.pretrained ?? 0;
+        dropped += facts[i]?.dropped ?? 0;
+      }
+      return { name, rows, pretrained, dropped };
+    });
+  }
+}
+
+/**
+ * What is wrong with the rows of a push on other shards, and how stale the stalest of them may be.
+ * A shard that has not been told of the last updates does not know which rows they have changed. Then each of its rows
+ * may have been: no row is ever staler than what is said here.
+ * @param rowStep of now.
+ */
+export function rowsElsewhere(
+  landed: readonly RowsLanded[],
+  rows: PushedRows | undefined,
+  rowStep: number,
+): { readonly staleness: number; readonly problem: string | null } {
+  let staleness = 0;
+  let problem: string | null = null;
+  for (const of of landed) {
+    problem ??= of.problem;
+    if (of.step !== (rows?.step ?? 0)) {
+      problem ??= `a part of the push read rows of row step ${of.step}, and the push ${rows ? `of ${rows.step}` : 'has no rows'}: name one row step in all parts`;
+    }
+    const missed = of.rowStep < rowStep ? rowStep - of.step : 0;
+    staleness = Math.max(staleness, of.staleness, missed);
+  }
+  return { staleness, problem };
+}
