@@ -353,6 +353,8 @@ export class Shard {
         break;
       case 'restore':
         parameters.kept.restoreState(command.state);
+        // Of a range without such elements nothing was written.
+        if (held.layout.exchangedSize === 0) held.best = new Float32Array();
         if (command.best !== null && held.best) captures.set(command.best, held.best);
         held.best = null;
         for (const [worker, sequence] of command.workers) held.applied.set(worker, sequence);

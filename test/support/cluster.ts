@@ -42,14 +42,15 @@ export class Cluster {
     return createRestClient({ server: this.url, token: this.#options.token });
   }
 
-  /** @param port the same as before, for one that comes back. */
-  async serve(port = 0): Promise<void> {
+  /** @param port the same as before, for one that comes back. @param options other ones from now on. */
+  async serve(port = 0, options: Partial<ServeOptions> = {}): Promise<void> {
     const stop = new AbortController();
     const server = await serve({
       host: '127.0.0.1',
       port,
       state: this.state,
       ...this.#options,
+      ...options,
       signal: stop.signal,
     });
     this.#serving = { server, stop };

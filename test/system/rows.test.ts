@@ -26,6 +26,10 @@ afterAll(() => cluster?.close());
 
 async function lossesOf(run: string, workers: number, config: PartialConfig) {
   await cluster.createRun(run, EXPERIMENT, { ...COMMON, ...config });
+  return lossesAtEnd(run, workers);
+}
+
+async function lossesAtEnd(run: string, workers: number) {
   for (let i = 0; i < workers; i++) cluster.work(run, `${run}-${i}`);
   const detail = await until(`${run} has ended`, async () => {
     const found = await cluster.client.run(run);
@@ -36,6 +40,14 @@ async function lossesOf(run: string, workers: number, config: PartialConfig) {
   return evaluations.map(({ loss }) => loss!);
 }
 
+async function answerOf(run: string): Promise<number> {
+  const words = join(cluster.folder, 'words.jsonl');
+  writeFileSync(words, JSON.stringify({ inputs: [0, 31, 124, 79, 96] }));
+  const where = ['--server', cluster.url, '--experiments', FIXTURES];
+  const answer = await outputOf('predict', run, words, ...where);
+  return Number(answer.trim().split('\n').at(-1)!.split(',')[1]);
+}
+
 test('rows of a table learn what an embedding learns, by one worker and by three', async () => {
   const dense = await lossesOf('dense', 1, { hyperparameters: { dense: true } });
   expect(dense.at(-1)!).toBeLessThan(0.5 * dense[0]!);
@@ -44,19 +56,44 @@ test('rows of a table learn what an embedding learns, by one worker and by three
     for (const [i, loss] of losses.entries()) expect(loss).toBeCloseTo(dense[i]!, 4);
   }
   // What is trained answers without its server, by the rows of its checkpoint.
-  const words = join(cluster.folder, 'words.jsonl');
-  writeFileSync(words, JSON.stringify({ inputs: [0, 31, 124, 79, 96] }));
-  const where = ['--server', cluster.url, '--experiments', FIXTURES];
-  const answerOf = async (run: string) =>
-    Number(
-      (await outputOf('predict', run, words, ...where)).trim().split('\n').at(-1)!.split(',')[1],
-    );
   const byRows = await answerOf('rows-200');
   expect(byRows).toBeCloseTo(await answerOf('dense'), 3);
+  const where = ['--server', cluster.url, '--experiments', FIXTURES];
   const exported = ['--to', join(cluster.folder, 'exported'), '--format', 'tfjs'];
   await expect(outputOf('export', 'rows-200', ...where, ...exported)).rejects.toThrow(
     /ended with 2/,
   );
   const three = await lossesOf('three', 3, { ...table(200), learningRate: 0.5 });
+  expect(three.at(-1)!).toBeLessThan(0.8 * three[0]!);
+});
+
+test('rows on three shards, and on two after a stop, are those on one server, to the bit', async () => {
+  const whole = 'whole';
+  const config = { ...table('hash'), epochsMax: 4 };
+  const expected = await lossesOf(whole, 1, config);
+  const expectedAnswer = await answerOf(whole);
+  const { tables } = await cluster.client.run(whole);
+  const move = async (shards: number) => {
+    await cluster.stopWorkers();
+    await cluster.stopServer();
+    await cluster.serve(0, { shards });
+  };
+  await move(3);
+  await cluster.createRun('cut', EXPERIMENT, { ...COMMON, ...config });
+  cluster.work('cut', 'first');
+  await until('some steps are made', async () => (await cluster.client.run('cut')).step >= 30);
+  await cluster.client.stop('cut');
+  const before = await cluster.client.run('cut');
+  await move(2);
+  await cluster.client.resume('cut');
+  expect(before.step).toBeLessThan(96);
+  expect(await lossesAtEnd('cut', 1)).toEqual(expected);
+  expect(await answerOf('cut')).toBe(expectedAnswer);
+  // Shards tell how many rows they have about once a second.
+  await until('all rows are told', async () => {
+    const told = (await cluster.client.run('cut')).tables;
+    return JSON.stringify(told) === JSON.stringify(tables);
+  });
+  const three = await lossesOf('three-on-two', 3, { ...table(200), learningRate: 0.5 });
   expect(three.at(-1)!).toBeLessThan(0.8 * three[0]!);
 });
