@@ -9,6 +9,7 @@ import { createLayout, type Layout, type TensorSpec } from '../../shared/layout.
 import { partition, type Range } from '../../shared/partition.ts';
 import type { Lease } from '../../shared/protocol.ts';
 import { mix, permutation, random, STREAMS } from '../../shared/random.ts';
+import { shardOfRow } from '../../shared/row-shards.ts';
 import { type Column, kindOf } from '../../worker/data/columns.ts';
 import type { ExperimentData, PreparedData } from '../../worker/data/examples.ts';
 import { dataSummary, factsOf } from '../../worker/data/facts.ts';
@@ -34,6 +35,7 @@ export async function factVectors() {
     data: dataVectors(),
     experimentHashes: await hashVectors(),
     partitions: partitionVectors(),
+    rowShards: rowShardVectors(),
     errors: errorVectors(),
   };
 }
@@ -295,6 +297,14 @@ function partitionVectors() {
       fragments:
         fragmentsProblem(layout, FRAGMENTS) === null ? fragmentVectors(layout, ranges) : [],
     };
+  });
+}
+
+/** The shard that has the row of each key. */
+function rowShardVectors() {
+  const keys = [0, 1, 2, 3, 4, 5, 6, 7, 8, 1_000, 65_535, 65_536, 16_777_217, 2 ** 31 - 1];
+  return [2, 3, 4, 64].map((shards) => {
+    return { shards, keys, owners: keys.map((key) => shardOfRow(key, shards)) };
   });
 }
 

@@ -115,6 +115,11 @@ for each in vectors["partitions"]:
         start = max(start, end)
     same("partitions", ranges, each["ranges"])
 
+for each in vectors["rowShards"]:
+    shards = each["shards"]
+    owners = [(key - key // shards * shards + protocol.mix(key // shards, 8) % shards) % shards for key in each["keys"]]
+    same("rowShards", owners, each["owners"])
+
 for each in vectors["losses"]:
     x, z, smoothing, classes = np.array(each["predictions"]), np.array(each["targets"]), each["labelSmoothing"], each["classCount"]
     if each["loss"] in ("softmaxCrossEntropy", "negativeLogLikelihood"):
