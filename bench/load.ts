@@ -230,7 +230,7 @@ function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<
       }
       const { tail, bytes, wanted } = tails[pushes++ % TAILS]!;
       const rows = { step: rowStep, encoding: 'f32' as const, bytes, wanted };
-      client.pushReady({ ...plain, encoding: push, rows }, payloads, tail);
+      client.pushReady({ ...plain, encoding: push, rows }, payloads, [{ rows, tail }]);
     },
     close: () => client.close(),
   };

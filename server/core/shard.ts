@@ -353,7 +353,7 @@ export class Shard {
         break;
       case 'restore':
         parameters.kept.restoreState(command.state);
-        // Of a range without such elements nothing was written.
+        // Nothing was written of a range without such elements.
         if (held.layout.exchangedSize === 0) held.best = new Float32Array();
         if (command.best !== null && held.best) captures.set(command.best, held.best);
         held.best = null;
