@@ -82,6 +82,12 @@ const FieldFactsSchema = Type.Object(
     classCount: orNull(natural('Count.'), 'As `classCount` of the data.'),
     classes: names('As `classes` of the data.'),
     names: names('One name for each number of the field of an example. Null: no names.'),
+    pad: Type.Optional(
+      Type.Number({
+        description:
+          'What stands behind the end of shorter sequences; the next field is their mask. Absent: nothing was padded, or the worker is of an older release.',
+      }),
+    ),
   },
   closed('What a run keeps about one field.'),
 );

@@ -82,10 +82,11 @@ function inputsText(about: ModelOrigin, reading: Reading | undefined): string {
   const { inputShape } = about;
   const given = inputFields(about);
   if (given.length > 0) {
-    const rows = given.map(({ name, role, kind, shape, names }) => {
+    const rows = given.map(({ name, role, kind, shape, names, pad }) => {
+      const ends = pad === undefined ? '' : `; a shorter one is padded with ${pad}`;
       const what = shape.length === 0 ? 'a number' : `numbers of shape [${shape}]`;
-      const kindText = role === 'mask' ? '1 for numbers, 0 for padding' : kind;
-      return `| ${name} | ${what}${names ? `: ${listed(names)}` : ''} | ${kindText} |`.replaceAll(
+      const kindText = role === 'mask' ? '1 for numbers, 0 for padding; may be left out' : kind;
+      return `| ${name} | ${what}${names ? `: ${listed(names)}` : ''}${ends} | ${kindText} |`.replaceAll(
         '\n',
         ' ',
       );

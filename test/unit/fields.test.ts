@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { aboutModel } from '../../cli/trained/checkpoint-copy.ts';
 import { decide, probabilitiesOf } from '../../shared/answers.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { decodeFacts, encodeFacts } from '../../shared/data-facts.ts';
@@ -17,6 +18,7 @@ import { type Experiment, mustBeExperiment, type Tensor } from '../../worker/exp
 import { buildModel } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 import { seenMinibatch } from '../../worker/seen-minibatch.ts';
+import { type AboutField, encodeFields } from '../../worker/serving/fields.ts';
 import { useModels } from '../support/models.ts';
 
 const COUNT = 40;
@@ -508,6 +510,83 @@ test('sequences are padded to the longest, and a mask says where they have numbe
     ),
     { numRuns: 40 },
   );
+});
+
+test('new examples are padded as those of the training were, and masked', () => {
+  const pairs = [
+    [
+      [1, 2],
+      [3, 4],
+      [5, 6],
+    ],
+    [[7, 8]],
+  ];
+  const words = [[4, 5, 6], [9], [], [7, 8]];
+  const prepared = prepare({
+    data: () => ({
+      train: {
+        inputs: {
+          words: { values: words.map((each) => Int32Array.from(each)), pad: -1 },
+          pairs: { values: words.map((_, i) => pairs[i % 2]!), pad: 0.5 },
+          size: { values: [1, 2, 3, 4], shape: [4] },
+        },
+        targets: { values: [1, 2, 3, 4], shape: [4] },
+      },
+    }),
+    model: () => null as never,
+    loss: 'meanSquaredError',
+  });
+  const facts = decodeFacts(encodeFacts(factsOf(prepared)));
+  const pieces = packData({ ...prepared, classCount: undefined, classes: null } as never);
+  expect(unpackData(Buffer.concat(pieces)).train.fields!.words).toMatchObject({ pad: -1 });
+  expect(facts.fields!.map(({ name, pad }) => [name, pad])).toEqual([
+    ...[
+      ['words', -1],
+      ['words_mask', undefined],
+    ],
+    ...[
+      ['pairs', 0.5],
+      ['pairs_mask', undefined],
+      ['size', undefined],
+    ],
+  ]);
+  // A copy of the run's facts has the same.
+  expect(factsOf({ ...prepared, ...examplesLike(facts) }).fields).toEqual(facts.fields);
+  const { fields } = aboutModel({
+    ...{
+      facts: {} as never,
+      data: { run: null as never, summary: {} as never, facts },
+      note: null,
+    },
+  }) as unknown as { fields: AboutField[] };
+  const encode = (example: object) => {
+    const encoded = encodeFields(fields, [example]);
+    return Object.fromEntries(
+      Object.entries(encoded).map(([name, { values }]) => [name, [...values]]),
+    );
+  };
+  const one = { size: 2, pairs: [[7, 8]] };
+  const padded = { pairs: [7, 8, 0.5, 0.5, 0.5, 0.5], pairs_mask: [1, 0, 0], size: [2] };
+  expect(encode({ words: [7, 8], ...one })).toEqual({
+    ...{ words: [7, 8, -1], words_mask: [1, 1, 0], ...padded },
+  });
+  expect(encode({ words: [], ...one })).toMatchObject({
+    ...{ words: [-1, -1, -1], words_mask: [0, 0, 0] },
+  });
+  // By columns of a table, whose last cells are empty; and with a mask that is given.
+  expect(encode({ words_0: '7', words_1: '8', words_2: '', ...one })).toMatchObject({
+    ...{ words: [7, 8, -1], words_mask: [1, 1, 0] },
+  });
+  expect(encode({ words: [7, 8], words_mask: [1, 0, 0], ...one })).toMatchObject({
+    words_mask: [1, 0, 0],
+  });
+  const wrong: [example: object, message: string][] = [
+    [{ words: [1, 2, 3, 4], ...one }, "'words' has 4 numbers; the model takes 3"],
+    [{ words: [1], size: 1, pairs: [1, 2, 3] }, "'pairs' has 3 numbers; each step"],
+    [{ words_0: '', words_1: '8', ...one }, "'words' lacks its column 'words_0'"],
+    [{ ...one }, "'words' is missing"],
+  ];
+  for (const [example, message] of wrong) expect(() => encode(example)).toThrow(message);
 });
 
 test('a model is given the mask if it has an input for it', async () => {

@@ -18,6 +18,8 @@ export interface Column {
   readonly missing?: 'mean';
   /** Classes of targets that are a field by name; `classes` says it too. */
   readonly classCount?: number;
+  /** What stands behind the end of shorter sequences. */
+  readonly pad?: number;
   /** The row of its part that a piece begins with, for messages; absent: 0. */
   readonly firstRow?: number;
   /** How a reader has read these inputs from files. */

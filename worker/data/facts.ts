@@ -43,6 +43,7 @@ function fieldFacts(
     classCount: field.classes?.length ?? field.classCount ?? null,
     classes: list(field.classes ?? null),
     names: list(field.names ?? null),
+    ...(field.pad !== undefined && { pad: field.pad }),
   }));
 }
 
@@ -94,9 +95,13 @@ export function examplesLike({
     shape: [0, ...shape],
   });
   const named = fields?.map((facts): [string, ExampleField] => {
-    const { name, role, column, classes } = facts;
-    const known = facts.classCount === null ? {} : { classCount: facts.classCount };
-    return [name, { ...empty(column), role, ...known, ...(classes ? { classes } : {}) }];
+    const { name, role, column, classes, pad } = facts;
+    const known = {
+      ...(facts.classCount !== null && { classCount: facts.classCount }),
+      ...(classes && { classes }),
+      ...(pad !== undefined && { pad }),
+    };
+    return [name, { ...empty(column), role, ...known }];
   });
   const train = { count: 0, inputs: empty(inputs), targets: empty(targets) };
   if (!fields || !named) return { train, classCount };

@@ -91,7 +91,7 @@ function fieldOf(
   if (isAbsent(pad)) return { field: { ...columnOf(column, where, count), role, ...known } };
   const { values, mask } = padded(column.values, pad, where);
   return {
-    field: { ...columnOf({ ...column, values }, where, count), role },
+    field: { ...columnOf({ ...column, values }, where, count), role, pad: pad as number },
     mask: { ...columnOf(mask, `mask of ${where}`, count), role: 'mask' },
   };
 }

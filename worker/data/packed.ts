@@ -21,8 +21,15 @@ const FIELD = 'field.';
 /** What a field has beside its numbers and texts, in the order of the fields. */
 const rolesOf = (fields: Readonly<Record<string, ExampleField>>) =>
   Object.entries(fields).map(
-    ([name, { role, classCount }]) =>
-      [name, { role, ...(classCount === undefined ? {} : { classCount }) }] as const,
+    ([name, { role, classCount, pad }]) =>
+      [
+        name,
+        {
+          role,
+          ...(classCount === undefined ? {} : { classCount }),
+          ...(pad === undefined ? {} : { pad }),
+        },
+      ] as const,
   );
 
 /** @returns pieces of the file, the columns as views of the data. */

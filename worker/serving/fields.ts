@@ -18,6 +18,8 @@ export interface AboutField {
   readonly classCount: number | null;
   readonly classes: readonly string[] | null;
   readonly names: readonly string[] | null;
+  /** What stands behind the end of shorter sequences; the next field is their mask. */
+  readonly pad?: number;
 }
 
 /** The rows of one field, standardised; ids stay whole numbers. */
@@ -40,15 +42,20 @@ export function encodeFields(
     if (isObject) continue;
     throw new BadExample(`example ${i}: it must be an object with ${given.map(wanted).join(', ')}`);
   }
+  // Steps of each sequence of the field before, for its mask.
+  let steps: Int32Array | null = null;
   const encoded = given.map((field): [string, EncodedField] => {
-    const { name, shape, inputTransform: transform, role } = field;
+    const { name, shape, inputTransform: transform, role, pad } = field;
+    const lengths: Int32Array | null = role === 'mask' ? steps : null;
+    steps = pad === undefined ? null : new Int32Array(examples.length);
     const size = sizeOf(shape);
     const isId = role === 'input' && field.kind === 'int32' && transform?.kind === 'none';
     const Values = isId ? Int32Array : Float32Array;
     const values = new Values(examples.length * size);
     const scaler = isId || !transform ? null : scalerOf(transform);
     for (const [i, example] of examples.entries()) {
-      const numbers = numbersOf(example as ExampleRecord, field);
+      const given = numbersOf(example as ExampleRecord, field, lengths?.[i]);
+      const numbers = typeof given === 'string' || !steps ? given : padded(given, field, steps, i);
       const problem = typeof numbers === 'string' ? numbers : problemOf(numbers, field, isId);
       if (problem !== null) throw new BadExample(`example ${i}: '${name}' ${problem}`);
       if (scaler) {
@@ -74,10 +81,28 @@ const wanted = ({ name, shape }: AboutField) => {
   return `'${name}' (${size === 1 ? 'a number' : `${size} numbers`})`;
 };
 
+/** A shorter sequence brought to its whole length; @returns what is wrong, as a text. */
+function padded(
+  numbers: number[],
+  { shape, pad }: AboutField,
+  steps: Int32Array,
+  example: number,
+): number[] | string {
+  const width = sizeOf(shape.slice(1));
+  steps[example] = numbers.length / width;
+  if (numbers.length % width !== 0) {
+    return `has ${numbers.length} numbers; each step of the sequence has ${width}`;
+  }
+  const size = sizeOf(shape);
+  if (numbers.length >= size) return numbers;
+  return [...numbers, ...new Array<number>(size - numbers.length).fill(pad!)];
+}
+
 /** The field itself; a column for each of its numbers, by their names or as `name_0`; @returns what is wrong, as a text. */
 function numbersOf(
   example: ExampleRecord,
-  { name, names, shape, role }: AboutField,
+  { name, names, shape, role, pad }: AboutField,
+  length = shape[0],
 ): number[] | string {
   const size = sizeOf(shape);
   const own = example[name];
@@ -85,14 +110,18 @@ function numbersOf(
     const list = Array.isArray(own) ? own.flat(Infinity) : ArrayBuffer.isView(own) ? own : [own];
     return Array.from(list as ArrayLike<unknown>, numberOf);
   }
-  const columns = names ?? Array.from({ length: size }, (_, i) => `${name}_${i}`);
+  let columns = names ?? Array.from({ length: size }, (_, i) => `${name}_${i}`);
+  if (pad !== undefined) {
+    // Empty cells behind the end of a sequence.
+    const end = columns.findLastIndex((column) => (example[column] ?? '') !== '') + 1;
+    if (end > 0) columns = columns.slice(0, end);
+  }
   if (columns.some((column) => example[column] !== undefined)) {
     const lacking = columns.find((column) => (example[column] ?? '') === '');
     if (lacking !== undefined) return `lacks its column '${lacking}'; give a number`;
     return columns.map((column) => numberOf(example[column]));
   }
-  // Nothing is padded: the sequence has its whole length, or it would be refused.
-  if (role === 'mask') return new Array<number>(size).fill(1);
+  if (role === 'mask') return Array.from({ length: size }, (_, i) => (i < length! ? 1 : 0));
   const more =
     size > 1 ? `, or the columns ${columns.slice(0, 2).join(', ')}${size > 2 ? ', …' : ''}` : '';
   return `is missing; give ${size === 1 ? 'a number' : `${size} numbers`}${more}`;
