@@ -1,3 +1,5 @@
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -6,9 +8,17 @@ import { permutation, STREAMS } from '../../shared/random.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { dataOf } from '../../worker/data/given.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
-import { type Experiment, mustBeExperiment, type Tensor } from '../../worker/experiment.ts';
+import {
+  type Experiment,
+  loadExperiment,
+  mustBeExperiment,
+  type Tensor,
+} from '../../worker/experiment.ts';
+import { layersPart } from '../../worker/model/layers-model.ts';
 import { buildModel } from '../../worker/model.ts';
+import { drawNoise } from '../../worker/noise.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
+import { type LayersModel, tf } from '../../worker/tf.ts';
 import { createTrainer } from '../../worker/trainer.ts';
 import { FakeExchange, workOf } from '../support/fake-exchange.ts';
 import { useModels } from '../support/models.ts';
@@ -331,3 +341,54 @@ describe('an objective with carried tensors', () => {
     );
   });
 });
+
+test('windows that carry their states give the values of one pass over the streams, as docs/experiments.md says', async () => {
+  const page = await readFile(join(import.meta.dirname, '../../docs/experiments.md'), 'utf8');
+  const [, source] = /```ts\n\/\/ streams\.ts\n([\s\S]*?)```/.exec(page)!;
+  const folder = join(import.meta.dirname, '../output/streams');
+  await mkdir(folder, { recursive: true });
+  const path = join(folder, 'streams.ts');
+  await writeFile(path, source!);
+  const { data, model, carried, objective } = await loadExperiment(path);
+  await rm(folder, { recursive: true });
+  const { reader } = (await model!({ tf } as never)) as unknown as { reader: LayersModel };
+  const { part } = layersPart(reader);
+  const { train } = (await data({} as never)) as unknown as StreamData;
+  const { tokens, stream } = train.inputs;
+  // As a minibatch has them: in an order of its own.
+  const order = permutation(3, STREAMS.epoch, stream.shape[0]!);
+  const batch = {
+    tokens: tf.gather(tf.tensor(tokens.values, tokens.shape, 'int32'), [...order]),
+    stream: tf.gather(tf.tensor(stream.values, stream.shape, 'int32'), [...order]),
+  };
+  const called = (state: Record<string, Tensor>, training: boolean) =>
+    objective!({
+      ...{ batch, carried: state, training, tf },
+      model: { reader: { apply: (x: Tensor[]) => part.apply(x, training, drawNoise) } },
+    } as never) as { loss: Tensor; carried: Record<string, Tensor> };
+  const initial = carried!({ tf } as never) as Record<string, Tensor>;
+  const [, length] = tokens.shape;
+  const losses: Tensor[] = [];
+  let state = initial;
+  do {
+    const given = called(state, true);
+    losses.push(given.loss);
+    state = given.carried;
+  } while (state.position!.dataSync()[0]! > 0);
+  expect(losses.length).toBeGreaterThan(10);
+  const whole = called(initial, false).loss.dataSync();
+  const windows = tf.stack(losses).mean(0).dataSync();
+  // Float32, and another order of sums.
+  for (const [i, loss] of whole.entries()) expect(windows[i]).toBeCloseTo(loss, 5);
+  // Without its state, a window is another one.
+  const alone = called({ ...initial, position: state.position!.add(length! - 5) }, true).loss;
+  expect(alone.sub(losses.at(-1)!).abs().max().dataSync()[0]).toBeGreaterThan(1e-3);
+  // At their beginning the streams have no state, whatever is left of the last pass.
+  expect([...called(state, true).loss.dataSync()]).toEqual([...losses[0]!.dataSync()]);
+});
+
+interface StreamData {
+  readonly train: {
+    readonly inputs: Record<'tokens' | 'stream', { values: Int32Array; shape: number[] }>;
+  };
+}

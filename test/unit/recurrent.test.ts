@@ -4,6 +4,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { random } from '../../shared/random.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { layers } from '../../worker/layers.ts';
+import { layersPart } from '../../worker/model/layers-model.ts';
 import { drawNoise, type NoiseRequest } from '../../worker/noise.ts';
 import { adaptRecurrent } from '../../worker/recurrent/adapt.ts';
 import { withFirstGradientsOnly } from '../../worker/recurrent/recurrence.ts';
@@ -288,3 +289,22 @@ describe.each(['cpu', 'wasm'] as const)(
     });
   },
 );
+
+test('several layers that have their states as inputs compute in one model, over and over', async () => {
+  await openEngine({ engine: 'cpu' });
+  const [source, target] = [0, 1].map(() => tf.input({ shape: [4, 2] }));
+  const made = (args: object) =>
+    tf.layers.lstm({ units: 3, recurrentInitializer: 'glorotUniform', ...args } as never);
+  const [, ...states] = made({ returnState: true }).apply(source!) as never[];
+  const first = made({ returnSequences: true }).apply(target!, { initialState: states });
+  const second = made({}).apply(first, { initialState: states });
+  const both = tf.layers.bidirectional({ layer: made({}) as never, mergeMode: 'concat' });
+  const third = both.apply(target!, { initialState: [...states, ...states] });
+  const model = tf.model({ inputs: [source!, target!], outputs: [second, third] as never });
+  const given = [values([2, 4, 2], 1), values([2, 4, 2], 2)];
+  const expected = model.predict(given) as Tensor[];
+  const { part } = layersPart(model);
+  for (let i = 0; i < 2; i++) {
+    expectClose(part.apply(given, true, drawNoise) as Tensor[], expected);
+  }
+});

@@ -40,10 +40,13 @@ interface RnnKwargs {
 }
 
 const LAYERS: ReadonlySet<string> = new Set(['LSTM', 'GRU', 'ResetAfterGRU', 'SimpleRNN', 'RNN']);
+/** These may have their initial states as further inputs. */
+const TAKES_STATES: ReadonlySet<string> = new Set([...LAYERS, 'Bidirectional', 'ConvLSTM2D']);
 
 /** @param source of dropout, which a recorded step is fed. */
 export function adaptRecurrent(layer: Layer, source: { readonly noise: NoiseSource }): void {
   if (!isLibraryClass(layer) || Object.hasOwn(layer, 'call')) return;
+  if (TAKES_STATES.has(layer.getClassName())) keepStatesApart(layer);
   if (layer.getClassName() === 'Bidirectional') {
     const { forwardLayer, backwardLayer } = layer as unknown as Record<string, Layer>;
     for (const each of [forwardLayer!, backwardLayer!]) adaptRecurrent(each, source);
@@ -59,6 +62,20 @@ export function adaptRecurrent(layer: Layer, source: { readonly noise: NoiseSour
     const x = Array.isArray(inputs) ? inputs[0]! : inputs;
     if (x.shape[1] === 0) return call(inputs, kwargs);
     return tf.tidy(() => run(rnn, cells, fused as RecurrentCell[], x, kwargs, source));
+  };
+}
+
+/**
+ * A model that is applied gives all of its layers the same object of arguments, and a layer that finds its states among its
+ * inputs writes them there: the next layer with states, or the next use of this one, then refuses the inputs of its own.
+ */
+function keepStatesApart(layer: Layer): void {
+  if (Object.hasOwn(layer, 'apply')) return;
+  const apply = layer.apply.bind(layer);
+  layer.apply = (inputs, kwargs) => {
+    const own = { ...kwargs };
+    if (Array.isArray(inputs)) delete own.initialState;
+    return apply(inputs, own);
   };
 }
 
