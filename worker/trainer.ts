@@ -287,6 +287,8 @@ class RunTrainer implements Trainer {
   }
 
   #settle({ sequence, outcome }: Acknowledgement): void {
+    // Its rows may be why, and the minibatch is computed again.
+    if (outcome === 'rejected') this.#rows?.reset();
     this.#local?.settled(outcome);
     this.#carried?.settled(sequence, outcome);
     this.#settles.get(sequence)?.settle(outcome);

@@ -152,6 +152,15 @@ test('a push that was rejected is computed again from rows that are pulled', asy
   expect(exchange.pushes[1]).toMatchObject({ lease: 1, rows: { step: 105 } });
 });
 
+test('the last minibatch, whose push brings no other rows, is computed again from rows that are pulled too', async () => {
+  const { exchange, trainer } = setUp();
+  await trainer.work(workOf(0, [lease(1)]), theta());
+  exchange.step = 105;
+  await trainer.work(workOf(1, [lease(1)], answered(1, 'rejected')), theta());
+  // With the rows at hand it would be rejected for the same reason, without end.
+  expect(exchange.pushes[1]).toMatchObject({ lease: 1, rows: { step: 105 } });
+});
+
 test('rows of an earlier generation are not used', async () => {
   const { exchange, trainer } = setUp();
   await trainer.work(workOf(0, [lease(1), lease(2)], { generation: 0 }), theta());

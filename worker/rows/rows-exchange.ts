@@ -80,7 +80,7 @@ export class RowsExchange {
     );
   }
 
-  /** Rows that were received before are those of parameters that are gone. */
+  /** The rows at hand are too old, or a push that was computed from them was rejected: others are pulled. */
   reset(): void {
     this.#held = null;
   }
