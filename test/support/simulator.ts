@@ -1,4 +1,5 @@
 import { Budget } from '../../server/access/budget.ts';
+import { capturesInUse } from '../../server/core/run/evaluations.ts';
 import type { RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
@@ -24,6 +25,8 @@ import type {
   Work,
 } from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
+import { encodeKeys } from '../../shared/rows.ts';
+import { rowShapes, TABLES_HEADER } from '../../shared/tables.ts';
 import { VERSION } from '../../shared/version.ts';
 import type {
   Connection,
@@ -42,6 +45,7 @@ import {
   lossOf,
   TENSORS,
 } from './regression.ts';
+import { type SavedRows, TABLES, WatchedRows, WorkerRows } from './simulated-rows.ts';
 
 /**
  * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
@@ -84,6 +88,8 @@ export interface Saved {
   readonly state: RunState;
   readonly tensors: ReturnType<Run['tensors']>;
   readonly step: number;
+  /** Null: the run has no tables. */
+  readonly rows: SavedRows | null;
 }
 
 export interface Summary {
@@ -95,6 +101,8 @@ export interface Summary {
   readonly crashes: number;
   readonly failovers: number;
   readonly cuts: number;
+  /** Pushes whose rows were applied, in the last life. */
+  readonly rowSteps: number;
 }
 
 const problem = createProblem();
@@ -190,6 +198,7 @@ class Simulation {
   readonly draw: Random;
   readonly options: SimulationOptions;
   readonly config: PartialConfig;
+  readonly resolved: RunConfig;
   readonly consistency: RunConfig['consistency'];
   /** Parts that the parameters are exchanged in. */
   readonly fragments: number;
@@ -236,6 +245,9 @@ class Simulation {
       fits &&
       !['lookahead', 'compensated', 'gap'].includes(mode?.correction ?? '');
     const groups = GROUPS[random(seed, 9).below(3 * GROUPS.length)];
+    const given = TABLES[random(seed, 10).below(2 * TABLES.length)];
+    // Rows have no average, and no other push can outvote theirs.
+    const tables = isLocal || mode?.velocity !== undefined || !isMean ? undefined : given;
     const config: PartialConfig = {
       minibatchSize: 4,
       ...(isLocal && local),
@@ -247,6 +259,7 @@ class Simulation {
       optimizer: { kind: this.pick(['sgd', 'momentum', 'adam'] as const) },
       ...(mode?.velocity && { optimizer: { kind: 'momentum' } }),
       averaging: this.pick([{ kind: 'none' }, { kind: 'ema', decay: 0.9 }] as const),
+      ...(tables && { tables, averaging: { kind: 'none' } }),
       consistency: {
         stalenessMax,
         damping: this.pick(['none', 'inverse']),
@@ -266,6 +279,7 @@ class Simulation {
     };
     this.config = config;
     const resolved = resolveConfig(config);
+    this.resolved = resolved;
     this.consistency = resolved.consistency;
     this.fragments = fragmentsOf(resolved);
     this.tensors = this.fragments > 1 ? WIDE_TENSORS : TENSORS;
@@ -338,7 +352,7 @@ class Simulation {
     for (let i = 0; i < count; i++) {
       const liar = this.chance(0.25);
       const isStuck = hangs && i === count - 1 && !liar;
-      const worker = new SimulatedWorker(this, `w${i}`, liar, isStuck);
+      const worker = new SimulatedWorker(this, i, liar, isStuck);
       this.workers.push(worker);
       this.at(this.delayMs(2_000), () => worker.start());
     }
@@ -358,9 +372,12 @@ class Simulation {
       this.server.check();
     }
     this.server.checkEnd();
-    const { phase, step, log, crashes, failovers } = this.server;
+    const { phase, step, log, crashes, failovers, rowSteps } = this.server;
     const { seed, events, cuts } = this;
-    return { seed, events, phase, steps: step, applied: log.length, crashes, failovers, cuts };
+    return {
+      ...{ seed, events, phase, steps: step, applied: log.length, crashes, failovers, cuts },
+      rowSteps,
+    };
   }
 
   #disturb(untilMs: number): void {
@@ -437,6 +454,7 @@ class SimulatedConnection {
       [GROUPS_HEADER]: 'yes',
       [LOCAL_STEPS_HEADER]: 'yes',
       [FRAGMENTS_HEADER]: 'yes',
+      [TABLES_HEADER]: 'yes',
     });
     try {
       coordinator!.workers.opened(this.session);
@@ -470,6 +488,7 @@ class SimulatedConnection {
       this.answers.push(message);
       simulation.server.told(this.session.key, message);
       if (message.type === 'work') simulation.server.given(message.leases);
+      simulation.server.sentRows(this.session.key, message, parts);
       const header = structuredClone(message) as unknown as FrameHeader;
       // The bytes are read when they leave, not when they are given: nobody may write to them until then.
       this.#leavesAt = Math.max(this.#leavesAt, simulation.now + simulation.delayMs(3));
@@ -618,7 +637,9 @@ class SimulatedConnection {
     const before = server.step;
     const { key } = this.session;
     const counted = server.sequenceOf(key);
-    if (header.type === 'push') server.lookUp(header as unknown as Push);
+    const coming = { push: header as unknown as Push, payload: payload.slice() };
+    if (header.type === 'push') server.lookUp(coming.push);
+    if (header.type === 'push') server.rows?.begin(coming);
     // Another may follow at once; then this one is answered with it, or when there is none after all.
     const more = this.#simulation.together.uniform() < 0.3;
     this.#events.message(header, place, landing, more);
@@ -626,6 +647,7 @@ class SimulatedConnection {
     if (header.type !== 'push') return;
     const push = header as unknown as Push;
     const counts = counted < push.sequence && server.sequenceOf(key) >= push.sequence;
+    server.rows?.end(key, coming, counts);
     server.judge(this, push, before, counts);
   }
 }
@@ -641,6 +663,8 @@ class SimulatedServer {
   crashes = 0;
   failovers = 0;
   standby: SimulatedStandby | null = null;
+  /** Null: the run has no tables, or there is no server. */
+  rows: WatchedRows | null = null;
   #replication: Replication | null = null;
   /** Checkpoints that are safe, oldest first. */
   readonly #saved: Saved[] = [];
@@ -665,6 +689,10 @@ class SimulatedServer {
     return this.#run?.phase ?? 'down';
   }
 
+  get rowSteps(): number {
+    return this.#run?.tables?.rowStep ?? 0;
+  }
+
   get over(): boolean {
     return this.#run?.over === true && this.coordinator !== null;
   }
@@ -679,6 +707,7 @@ class SimulatedServer {
     // It may have been killed meanwhile.
     if (life !== this.#life) return;
     this.#run = run;
+    this.#watchRows(run, null);
     this.#tick(this.#life);
     this.#awaitStandby(500);
   }
@@ -712,7 +741,8 @@ class SimulatedServer {
       if (!run.hasParameters) return;
       this.#savedAt = simulation.now;
       const state = JSON.parse(JSON.stringify(run.state(simulation.now))) as RunState;
-      const copy = { state, tensors: run.tensors(), step: run.step };
+      const rows = this.rows?.save(run.replica().fields.best?.capture ?? null) ?? null;
+      const copy = { state, tensors: run.tensors(), step: run.step, rows };
       simulation.at(simulation.delayMs(50), () => {
         if (life === this.#life) this.#saved.push(copy);
       });
@@ -751,7 +781,15 @@ class SimulatedServer {
     const chosen = simulation.options.sabotage?.restored?.(copy, this.#saved) ?? copy;
     const run = Run.restore(chosen.state, chosen.tensors, null, life);
     this.#restored(run, saved);
+    this.#watchRows(run, saved.rows);
     this.#begin(run);
+  }
+
+  /** @param from what its tables hold; null: nothing yet. */
+  #watchRows(run: Run, from: SavedRows | null): void {
+    const inUse = capturesInUse(run.replica().fields);
+    const violate = (invariant: number, what: string) => this.#simulation.violate(invariant, what);
+    this.rows = run.tables ? new WatchedRows(run.tables, run.config, violate, from, inUse) : null;
   }
 
   #begin(run: Run): void {
@@ -805,7 +843,7 @@ class SimulatedServer {
   }
 
   /** The standby has the lease: the newer of its replica and the checkpoint goes on. @returns false: it has nothing. */
-  #takeOver(standby: SimulatedStandby): boolean {
+  #takeOver(standby: SimulatedStandby, lastRows: WatchedRows | null): boolean {
     const replica = standby.replicas.runs.get('r');
     if (!replica || !standby.replicas.whole) return false;
     const last = this.#saved.at(-1);
@@ -816,10 +854,13 @@ class SimulatedServer {
     }
     this.failovers++;
     const state = JSON.parse(JSON.stringify(replica.state(replica.nowMs))) as RunState;
-    const saved = { state, tensors: replica.tensors(), step };
+    const best = replica.replica().fields.best?.capture ?? null;
+    const rows = replica.tables ? lastRows!.momentOf(replica.tables, best) : null;
+    const saved = { state, tensors: replica.tensors(), step, rows };
     this.#open(null);
     const run = Run.restore(structuredClone(state), replica.tensors(), null, this.#life);
     this.#restored(run, saved);
+    this.#watchRows(run, rows);
     this.#begin(run);
     return true;
   }
@@ -833,6 +874,21 @@ class SimulatedServer {
       9,
       `${lost.length} acknowledged pushes are lost, push ${lost[0]!.sequence} of ${lost[0]!.key} the first; replication was ${mode}, ${lagMax} may be`,
     );
+  }
+
+  /** Rows leave for a worker, at the end of the message. Requests of evaluations have odd numbers. */
+  sentRows(key: string, message: ServerMessage, parts: readonly Uint8Array[]): void {
+    if (message.type === 'work' && message.rows) {
+      this.rows?.sent(key, message.rows, parts.at(-1)!, null);
+    } else if (message.type === 'rows') {
+      const isOfNow = message.request % 2 === 0;
+      const { evaluation } = this.#run?.replica().fields ?? {};
+      // It may have ended, while the standby was waited for.
+      if (isOfNow) this.rows?.sent(key, message, parts.at(-1)!, null);
+      else if (evaluation?.id === message.request >> 1) {
+        this.rows?.sent(key, message, parts.at(-1)!, evaluation.capture);
+      }
+    }
   }
 
   /** A message leaves for a worker. */
@@ -874,8 +930,9 @@ class SimulatedServer {
   crash(downMs: number): void {
     if (!this.coordinator) return;
     this.crashes++;
-    const { standby } = this;
+    const { standby, rows } = this;
     this.standby = null;
+    this.rows = null;
     this.#replication = null;
     standby?.primaryDied();
     this.coordinator = null;
@@ -884,7 +941,7 @@ class SimulatedServer {
     for (const connection of [...this.#simulation.sockets]) connection.serverDied();
     this.#simulation.at(downMs, () => {
       const before = this.log;
-      if (standby?.alive && this.#takeOver(standby)) {
+      if (standby?.alive && this.#takeOver(standby, rows)) {
         this.#mustHaveKept(before);
         return;
       }
@@ -1037,10 +1094,14 @@ class SimulatedServer {
       }
     }
     this.#checkClocks(run);
+    this.rows?.check(() => {
+      const { best: kept, evaluated } = capturesInUse(run.replica().fields);
+      return [kept, evaluated];
+    });
     if (!run.hasParameters) return;
     const vector = run
       .finalTensors()
-      .slice(0, -1)
+      .filter(({ name }) => name !== 'offset' && !name.startsWith('@table.'))
       .flatMap(({ values }) => [...values]);
     if (!vector.every(Number.isFinite)) {
       simulation.violate(7, `parameters at step ${run.step} are not finite: ${vector}`);
@@ -1223,18 +1284,25 @@ class SimulatedWorker {
   #own: Float32Array | null = null;
   /** The same by fragments; null: all are exchanged together. */
   readonly #fragments: FragmentedParameters | null;
+  /** Null: the run has no tables. */
+  readonly #rows: WorkerRows | null;
+  /** It waits for rows that it has asked for. */
+  #pulled: { readonly request: number; then(): void } | null = null;
+  #requests = 0;
   #attempt = 0;
   #life = 0;
 
   /** @param hangs some of its minibatches never end, while its connection stays. */
-  constructor(simulation: Simulation, name: string, liar: boolean, hangs: boolean) {
+  constructor(simulation: Simulation, index: number, liar: boolean, hangs: boolean) {
     this.#simulation = simulation;
-    this.#name = name;
+    this.#name = `w${index}`;
     this.#liar = liar;
     this.#hangs = hangs;
     const { layout, fragments } = simulation;
     const whole = [{ start: 0, end: layout.exchangedSize }];
     this.#fragments = fragments > 1 ? new FragmentedParameters(layout, whole, fragments) : null;
+    const shapes = rowShapes(simulation.resolved);
+    this.#rows = shapes.length > 0 ? new WorkerRows(shapes, simulation.seed, index) : null;
   }
 
   get responds(): boolean {
@@ -1251,6 +1319,8 @@ class SimulatedWorker {
     this.#current = null;
     this.#own = null;
     this.#fragments?.reset();
+    this.#rows?.reset();
+    this.#pulled = null;
     this.#busy = false;
     this.#connect();
   }
@@ -1303,6 +1373,7 @@ class SimulatedWorker {
     if (this.#connection !== connection) return;
     this.#connection = null;
     this.#inbox = [];
+    this.#pulled = null;
     if (this.#alive) this.#connect();
   }
 
@@ -1335,22 +1406,44 @@ class SimulatedWorker {
         { type: 'initialised', run: 'r', grant: message.grant },
         bytesOf(values),
       );
+    } else if (message.type === 'rows') {
+      this.#tookRows(message, sent.payload);
     } else if (message.type === 'work') {
-      this.#work(message, floatsOf(sent.payload));
+      this.#pulled = null;
+      this.#work(message, sent.payload);
     } else if (message.type === 'end') {
       this.#kept = [];
     }
     this.#read();
   }
 
-  #work(message: Work, payload: Float32Array): void {
+  /** Asks for rows, for an evaluation if it has a number. What the server sends instead is dealt with instead. */
+  #pullRows(keys: readonly Uint32Array[], evaluation: number | null, then: () => void): void {
+    const request = evaluation === null ? 2 * ++this.#requests : 2 * evaluation + 1;
+    this.#pulled = { request, then };
+    this.#connection?.send({ type: 'pullRows', run: 'r', request, evaluation }, encodeKeys(keys));
+  }
+
+  #tookRows(message: Extract<ServerMessage, { type: 'rows' }>, bytes: Uint8Array): void {
+    const pulled = this.#pulled;
+    if (pulled?.request !== message.request) return;
+    this.#pulled = null;
+    if (message.request % 2 === 0) this.#rows!.receive(message, bytes, message.generation);
+    pulled.then();
+  }
+
+  #work(message: Work, bytes: Uint8Array): void {
     const simulation = this.#simulation;
+    const end = bytes.length - (message.rows?.bytes ?? 0);
+    const payload = floatsOf(bytes.subarray(0, end));
     simulation.server.checkPayload(message, payload);
     const { acknowledgements, leases, evaluation, step, generation } = message;
     for (const acknowledgement of acknowledgements) {
       this.#kept = this.#kept.filter(({ push }) => push.sequence > acknowledgement.sequence);
       this.#fragments?.settled(acknowledgement.outcome !== 'rejected');
+      if (acknowledgement.outcome === 'rejected') this.#rows?.reset();
     }
+    if (message.rows) this.#rows!.receive(message.rows, bytes.slice(end), generation);
     if (this.#resend) {
       this.#resend = false;
       for (const { push, payload } of this.#kept) this.#connection?.send(push, payload);
@@ -1361,13 +1454,16 @@ class SimulatedWorker {
         this.#busy = true;
         return;
       }
-      this.#compute(200, () => {
-        const loss = lossOf(problem, evaluation.part, theta);
-        this.#connection?.send({
-          ...{ type: 'evaluated', run: 'r', evaluation: evaluation.id, loss, error: loss },
-          ...{ examples: examplesOf(problem, evaluation.part), metrics: {} },
+      const evaluate = () =>
+        this.#compute(200, () => {
+          const loss = lossOf(problem, evaluation.part, theta);
+          this.#connection?.send({
+            ...{ type: 'evaluated', run: 'r', evaluation: evaluation.id, loss, error: loss },
+            ...{ examples: examplesOf(problem, evaluation.part), metrics: {} },
+          });
         });
-      });
+      if (this.#rows) this.#pullRows(this.#rows.all, evaluation.id, evaluate);
+      else evaluate();
       return;
     }
     if (generation !== this.#current?.generation) {
@@ -1385,7 +1481,11 @@ class SimulatedWorker {
       this.#busy = true;
       return;
     }
-    this.#compute(100, () => this.#push(lease, current, message.local));
+    const push = () => this.#compute(100, () => this.#push(lease, current, message));
+    const rows = this.#rows;
+    if (!rows || rows.heldFor(lease, generation)) push();
+    // Rows of other parameters: what the server sends next says what is to be done.
+    else this.#pullRows(rows.keysOf(lease), null, () => rows.heldFor(lease, generation) && push());
   }
 
   #compute(usualMs: number, done: () => void): void {
@@ -1397,7 +1497,7 @@ class SimulatedWorker {
     });
   }
 
-  #push(lease: Lease, { theta, step, generation }: Current, local: Work['local']): void {
+  #push(lease: Lease, { theta, step, generation }: Current, { local, leases }: Work): void {
     const isElastic = local?.push === 'elastic';
     const isByFragments = local?.fragment !== undefined;
     const own = isByFragments ? this.#fragments!.own : isElastic ? this.#own : null;
@@ -1413,13 +1513,20 @@ class SimulatedWorker {
       const rate = local.movingRate!;
       this.#own = payload.map((x, i) => x - rate * (x - theta[i]!));
     }
+    const more = this.#rows?.pushed(
+      lease,
+      this.#rows.heldFor(lease, generation)!,
+      leases.find(({ id }) => id > lease.id) ?? null,
+    );
     const push: Push = {
       ...{ type: 'push', run: 'r', sequence: ++this.#sequence, lease: lease.id, step, generation },
       ...{ loss: Number.isFinite(loss) ? loss : null, computeMs: 1, encoding: 'f32' },
       ...(local && { kind: local.push }),
       ...(isByFragments && { fragment: local.fragment! }),
+      ...(more && { rows: more.rows }),
     };
-    const kept = { push, payload: bytesOf(payload).slice() };
+    const tail = more?.tail ?? new Uint8Array();
+    const kept = { push, payload: Uint8Array.from([...bytesOf(payload), ...tail]) };
     this.#kept.push(kept);
     if (this.#liar && this.#simulation.chance(0.4)) this.#lie(kept);
     this.#connection?.send(kept.push, kept.payload);
@@ -1447,6 +1554,11 @@ class SimulatedWorker {
     const { draw } = this.#simulation;
     const connection = this.#connection;
     const values = floatsOf(payload.slice());
+    if (this.#rows && draw.below(2) === 0) {
+      const lie = this.#rows.lie(push, payload);
+      connection?.send(lie.push, lie.payload);
+      return;
+    }
     const lies: (() => void)[] = [
       () => {
         values[draw.below(values.length)] = this.#simulation.pick([Number.NaN, Infinity]);

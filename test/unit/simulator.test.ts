@@ -15,13 +15,14 @@ import { type Sabotage, simulate, Violation } from '../support/simulator.ts';
 const SEEDS = 60;
 
 test('clusters with faults keep all invariants', async () => {
-  const sums = { crashes: 0, failovers: 0, cuts: 0, steps: 0, finished: 0 };
+  const sums = { crashes: 0, failovers: 0, cuts: 0, steps: 0, rowSteps: 0, finished: 0 };
   for (let seed = 0; seed < SEEDS; seed++) {
     const summary = await simulate(seed);
     sums.crashes += summary.crashes;
     sums.failovers += summary.failovers;
     sums.cuts += summary.cuts;
     sums.steps += summary.steps;
+    sums.rowSteps += summary.rowSteps;
     if (summary.phase === 'finished') sums.finished++;
   }
   // Else it would show nothing.
@@ -30,6 +31,7 @@ test('clusters with faults keep all invariants', async () => {
   expect(sums.failovers).toBeGreaterThan(SEEDS / 4);
   expect(sums.cuts).toBeGreaterThan(SEEDS);
   expect(sums.steps).toBeGreaterThan(20 * SEEDS);
+  expect(sums.rowSteps).toBeGreaterThan(5 * SEEDS);
 }, 60_000);
 
 test('the same seed is the same history', async () => {

@@ -1,0 +1,290 @@
+import { createInitialRow } from '../../server/core/tables/initial-rows.ts';
+import type { RunConfig } from '../../shared/config.ts';
+import type { TableRows } from '../../shared/rows.ts';
+import { rowShapes, type TableConfig } from '../../shared/tables.ts';
+
+/**
+ * Tables as they ought to be, to the bit: a map from keys to rows, copied whole for each capture, each rule written down a
+ * second time without a thought of speed. Only the initial values are the server's own.
+ */
+
+interface ModelRow {
+  readonly theta: Float32Array;
+  readonly state: Float32Array;
+  /** Row step of its last change. */
+  changed: number;
+  /** Up to where it has decayed. */
+  decay: number;
+}
+
+interface ModelTable {
+  seed: number;
+  began: number;
+  decay: number;
+  rows: Map<number, ModelRow>;
+  readonly waiting: Map<number, number>;
+  dropped: number;
+}
+
+/** What a capture keeps: all of it. */
+type Captured = readonly Pick<ModelTable, 'seed' | 'decay' | 'rows'>[];
+
+interface ModelState {
+  readonly tables: ModelTable[];
+  readonly captures: Map<number, Captured>;
+  rowStep: number;
+}
+
+/** What one push does to the rows. */
+export interface RowUpdate {
+  readonly rows: readonly TableRows[];
+  readonly readStep: number;
+  readonly rate: number;
+  readonly clip: { readonly limit: number; readonly factor: number };
+  readonly scaleOf: (staleness: number) => number;
+}
+
+export class RowModel {
+  readonly names: readonly string[];
+  readonly #configs: readonly TableConfig[];
+  #state: ModelState;
+  /** Of before the last push, and the rows that it has forgotten. */
+  #before: ModelState | null = null;
+  #expired: (readonly [table: number, key: number])[] = [];
+
+  constructor(config: RunConfig, state: ModelState | null = null) {
+    this.names = rowShapes(config).map(({ name }) => name);
+    this.#configs = this.names.map((name) => config.tables![name]!);
+    const fresh = (): ModelTable => ({
+      ...{ seed: config.seed, began: 0, decay: 0, dropped: 0 },
+      ...{ rows: new Map(), waiting: new Map() },
+    });
+    this.#state = state ?? { tables: this.names.map(fresh), captures: new Map(), rowStep: 0 };
+  }
+
+  get rowStep(): number {
+    return this.#state.rowStep;
+  }
+
+  /** A copy of all of it. */
+  state(): ModelState {
+    return structuredClone(this.#state);
+  }
+
+  get captures(): readonly number[] {
+    return [...this.#state.captures.keys()];
+  }
+
+  /** Of a checkpoint or a replica: the best alone goes on, under another number. */
+  keepCapture(id: number | null, as: number): void {
+    const kept = id === null ? undefined : this.#state.captures.get(id);
+    this.#state.captures.clear();
+    if (kept) this.#state.captures.set(as, kept);
+  }
+
+  facts(): { name: string; rows: number; dropped: number }[] {
+    return this.#state.tables.map(({ rows, dropped }, i) => {
+      return { name: this.names[i]!, rows: rows.size, dropped };
+    });
+  }
+
+  /** Row step of the last change of a row, 0: none. */
+  changedAt(table: number, key: number): number {
+    return this.#state.tables[table]!.rows.get(key)?.changed ?? 0;
+  }
+
+  // A push.
+
+  /** @returns whether all rows are finite. If not, `undo` follows. */
+  apply({ rows, readStep, rate, clip, scaleOf }: RowUpdate): boolean {
+    this.#before = this.state();
+    this.#expired = [];
+    this.#state.rowStep++;
+    let finite = true;
+    for (const [t, { keys, values }] of rows.entries()) {
+      const { learningRate, width } = this.#configs[t]!;
+      if (learningRate === 0) continue;
+      this.#passTime(t, rate * learningRate);
+      for (const [i, key] of keys.entries()) {
+        const g = values.slice(i * width, (i + 1) * width);
+        if (clip.limit !== Infinity || clip.factor !== 1) {
+          for (const [k, x] of g.entries()) {
+            g[k] = Math.max(-clip.limit, Math.min(clip.limit, x)) * clip.factor;
+          }
+        }
+        const row = this.#admitted(t, key);
+        if (!row) continue;
+        const last = row.changed;
+        const own = rate * learningRate * scaleOf(Math.max(0, last - readStep));
+        if (!this.#update(t, row, g, own)) finite = false;
+      }
+    }
+    return finite;
+  }
+
+  /** What all rows of a table undergo with an update. */
+  #passTime(t: number, rate: number): void {
+    const { weightDecay, expireAfter } = this.#configs[t]!;
+    const table = this.#state.tables[t]!;
+    const { rowStep } = this.#state;
+    if (weightDecay > 0) table.decay += Math.log(Math.max(1e-30, 1 - rate * weightDecay));
+    if (expireAfter === null || rowStep % Math.ceil(expireAfter / 4) !== 0) return;
+    for (const [key, { changed }] of table.rows) {
+      if (rowStep - changed <= expireAfter) continue;
+      table.rows.delete(key);
+      this.#expired.push([t, key]);
+    }
+  }
+
+  #admitted(t: number, key: number): ModelRow | null {
+    const { rows: size, rowsMax, admitAfter } = this.#configs[t]!;
+    const table = this.#state.tables[t]!;
+    const found = table.rows.get(key);
+    if (found) return found;
+    if (size === 'hash') {
+      const seen = (table.waiting.get(key) ?? 0) + 1;
+      if (seen < admitAfter || table.rows.size >= rowsMax) {
+        table.dropped++;
+        if (admitAfter > 1) table.waiting.set(key, Math.min(seen, admitAfter));
+        return null;
+      }
+      table.waiting.delete(key);
+    }
+    const row = this.#initialRow(t, table, key);
+    table.rows.set(key, row);
+    return row;
+  }
+
+  #initialRow(t: number, { seed }: Pick<ModelTable, 'seed'>, key: number): ModelRow {
+    const { width, initializer } = this.#configs[t]!;
+    const theta = new Float32Array(width);
+    createInitialRow(initializer, seed, this.names[t]!)(key, theta);
+    return { theta, state: new Float32Array(2 * width), changed: 0, decay: 0 };
+  }
+
+  /** @returns whether the row is finite. */
+  #update(t: number, row: ModelRow, g: Float32Array, rate: number): boolean {
+    const { optimizer, weightDecay, maxNorm, width } = this.#configs[t]!;
+    const table = this.#state.tables[t]!;
+    const { rowStep } = this.#state;
+    const { theta, state } = row;
+    const isNew = row.changed <= table.began;
+    const age = isNew ? 0 : rowStep - row.changed;
+    if (weightDecay > 0) {
+      const factor = Math.exp(table.decay - row.decay);
+      for (let i = 0; i < width; i++) theta[i] = theta[i]! * factor;
+      row.decay = table.decay;
+    }
+    row.changed = rowStep;
+    if (isNew) state.fill(optimizer.kind === 'adagrad' ? optimizer.initialAccumulator : 0);
+    if (optimizer.kind === 'sgd') {
+      for (let i = 0; i < width; i++) theta[i] = theta[i]! - rate * g[i]!;
+    } else if (optimizer.kind === 'adagrad') {
+      const squares = g.reduce((sum, x) => sum + x * x, 0);
+      state[0] = state[0]! + squares / width;
+      const step = rate / (Math.sqrt(state[0]) + optimizer.epsilon);
+      for (let i = 0; i < width; i++) theta[i] = theta[i]! - step * g[i]!;
+    } else {
+      const { beta1, beta2, epsilon } = optimizer;
+      const steps = rowStep - table.began;
+      const scale = rate / (1 - beta1 ** steps);
+      const correction = 1 / (1 - beta2 ** steps);
+      for (let i = 0; i < width; i++) {
+        const m = beta1 ** age * state[i]! + (1 - beta1) * g[i]!;
+        const v = beta2 ** age * state[width + i]! + (1 - beta2) * g[i]! * g[i]!;
+        state[i] = m;
+        state[width + i] = v;
+        theta[i] = theta[i]! - (scale * m) / (Math.sqrt(v * correction) + epsilon);
+      }
+    }
+    const norm = Math.sqrt(theta.reduce((sum, x) => sum + x * x, 0));
+    if (!Number.isFinite(norm)) return false;
+    if (maxNorm === null || norm <= maxNorm) return true;
+    for (let i = 0; i < width; i++) theta[i] = theta[i]! * (maxNorm / norm);
+    return true;
+  }
+
+  /** Takes the last push back. What it had forgotten stays forgotten, and its keys were seen. */
+  undo(): void {
+    const after = this.#state;
+    const before = this.#before!;
+    for (const [t, table] of before.tables.entries()) {
+      const { waiting, dropped } = after.tables[t]!;
+      table.waiting.clear();
+      for (const [key, seen] of waiting) table.waiting.set(key, seen);
+      table.dropped = dropped;
+    }
+    for (const [t, key] of this.#expired) before.tables[t]!.rows.delete(key);
+    this.#state = before;
+  }
+
+  // What the run decides.
+
+  reset(seed: number): void {
+    for (const table of this.#state.tables) {
+      Object.assign(table, { seed, decay: 0, began: this.#state.rowStep, dropped: 0 });
+      table.rows.clear();
+      table.waiting.clear();
+    }
+  }
+
+  resetOptimizer(): void {
+    for (const table of this.#state.tables) table.began = this.#state.rowStep;
+  }
+
+  capture(id: number): void {
+    const captured = this.#state.tables.map(({ seed, decay, rows }) => ({ seed, decay, rows }));
+    this.#state.captures.set(id, structuredClone(captured));
+  }
+
+  forget(id: number): void {
+    this.#state.captures.delete(id);
+  }
+
+  /** All rows as they were then. Those that have changed since are changed by this, and the capture is of now. */
+  replace(id: number): void {
+    const then = this.#state.captures.get(id)!;
+    this.#state.rowStep++;
+    for (const [t, { seed, decay, rows }] of then.entries()) {
+      const table = this.#state.tables[t]!;
+      for (const [key, row] of table.rows) {
+        const old = rows.get(key);
+        if (!old) table.rows.delete(key);
+        else if (old.changed !== row.changed) this.#putBack(t, key, decay, old, row.state);
+      }
+      for (const [key, old] of rows) {
+        if (!table.rows.has(key)) this.#putBack(t, key, decay, old, old.state);
+      }
+      table.seed = seed;
+      table.decay = decay;
+    }
+    this.capture(id);
+  }
+
+  #putBack(t: number, key: number, decay: number, old: ModelRow, state: Float32Array): void {
+    const theta = this.#decayed(t, old, decay);
+    const changed = this.#state.rowStep;
+    this.#state.tables[t]!.rows.set(key, { theta, state: state.slice(), changed, decay });
+  }
+
+  // Reading.
+
+  #decayed(t: number, { theta, decay: own }: ModelRow, decay: number): Float32Array {
+    if (this.#configs[t]!.weightDecay === 0) return theta.slice();
+    return theta.map((x) => x * Math.exp(decay - own));
+  }
+
+  /** Rows of each table. @param capture null: as they are. */
+  read(keys: readonly Uint32Array[], capture: number | null = null): TableRows[] {
+    const tables = capture === null ? this.#state.tables : this.#state.captures.get(capture)!;
+    return tables.map((table, t) => {
+      const { width } = this.#configs[t]!;
+      const values = new Float32Array(keys[t]!.length * width);
+      for (const [i, key] of keys[t]!.entries()) {
+        const row = table.rows.get(key) ?? this.#initialRow(t, table, key);
+        values.set(this.#decayed(t, row, table.decay), i * width);
+      }
+      return { keys: keys[t]!, values };
+    });
+  }
+}

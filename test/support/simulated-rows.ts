@@ -1,0 +1,417 @@
+import type { CapturesInUse } from '../../server/core/run/vector.ts';
+import type { RunTables } from '../../server/core/tables/run-tables.ts';
+import type { PartialConfig, RunConfig } from '../../shared/config.ts';
+import type { Lease, Push } from '../../shared/protocol.ts';
+import { type Random, random } from '../../shared/random.ts';
+import {
+  decodeRows,
+  encodeKeys,
+  encodeRows,
+  ROW_ENCODINGS,
+  type RowEncoding,
+  type RowShape,
+  type TableRows,
+} from '../../shared/rows.ts';
+import { RowModel } from './row-model.ts';
+import { aimOf, keysOf } from './table-worker.ts';
+
+/** Rows of tables in the simulator of clusters: what workers do with them, and what is looked at. */
+
+/** Clusters with tables have one of these. Growing tables have fewer rows than there are ids, and forget some. */
+export const TABLES: readonly NonNullable<PartialConfig['tables']>[] = [
+  { word: { rows: 24, width: 2 } },
+  { word: { rows: 24, width: 3, optimizer: { kind: 'sgd' }, maxNorm: 1 } },
+  {
+    word: { rows: 24, width: 2, optimizer: { kind: 'adam' }, weightDecay: 0.5 },
+    more: { rows: 'hash', width: 3, rowsMax: 14, admitAfter: 2, expireAfter: 8 },
+  },
+  {
+    more: {
+      ...{ rows: 'hash', width: 2, rowsMax: 10, expireAfter: 4, weightDecay: 0.1 },
+      optimizer: { kind: 'adam' },
+    },
+  },
+];
+/** Ids are below it. */
+export const KEYS = 24;
+const ALL = Uint32Array.from({ length: KEYS }, (_, key) => key);
+
+/** A push of a worker with its whole payload. */
+interface ComingPush {
+  readonly push: Push;
+  readonly payload: Uint8Array;
+}
+
+/** Where what is wrong is told. */
+type Violate = (invariant: number, what: string) => never;
+
+type ModelMoment = ReturnType<RowModel['state']>;
+/** What a checkpoint would hold of the rows. */
+export interface SavedRows {
+  readonly moment: ModelMoment;
+  readonly best: number | null;
+}
+
+/** Watches the tables of one life of a run: a model beside them does what they do, and they must be equal to the bit. */
+export class WatchedRows {
+  readonly #tables: RunTables;
+  readonly #config: RunConfig;
+  readonly #model: RowModel;
+  readonly #violate: Violate;
+  /** The push that is being dealt with, and how often its rows were applied. */
+  #coming: ComingPush | null = null;
+  #applied = 0;
+  #isApplying = false;
+  /** The model after each of its changes, by row step: a standby is some changes behind. */
+  readonly #moments = new Map<number, ModelMoment[]>();
+  #changes = 0;
+  #checked = -1;
+  /** Row step of the newest rows that were sent to each worker. */
+  readonly #sent = new Map<string, number>();
+
+  /** @param from what the tables hold; null: nothing yet. @param inUse numbers of the captures that the run has now. */
+  constructor(
+    tables: RunTables,
+    config: RunConfig,
+    violate: Violate,
+    from: SavedRows | null,
+    { best, evaluated }: CapturesInUse,
+  ) {
+    this.#tables = tables;
+    this.#config = config;
+    this.#violate = violate;
+    this.#model = new RowModel(config, from && structuredClone(from.moment));
+    if (from) this.#model.keepCapture(from.best, best ?? 0);
+    // An evaluation that was under way begins anew.
+    if (evaluated !== null && evaluated !== best) this.#model.capture(evaluated);
+    this.#noteMoment();
+    this.#spy();
+    this.check(() => [best, evaluated]);
+  }
+
+  get #shapes(): readonly RowShape[] {
+    return this.#tables.shapes;
+  }
+
+  #spy(): void {
+    const tables = this.#tables;
+    const model = this.#model;
+    const { apply, undo, reset, resetOptimizer, capture, forget, replace } = tables;
+    tables.apply = (rate, clip, scaleOf) => {
+      this.#admit();
+      const { push, payload } = this.#coming!;
+      const { bytes, wanted, encoding, step: readStep } = push.rows!;
+      const end = payload.length - wanted;
+      const rows =
+        bytes === 0
+          ? this.#shapes.map(() => ({ keys: new Uint32Array(), values: new Float32Array() }))
+          : decodeRows(this.#shapes, payload.subarray(end - bytes, end), encoding);
+      this.#mustBeFresh(readStep, rows);
+      this.#isApplying = true;
+      const isFine = apply.call(tables, rate, clip, scaleOf);
+      this.#isApplying = false;
+      const mayBeFine = model.apply({ rows, readStep, rate, clip, scaleOf });
+      if (isFine !== mayBeFine) this.#violate(7, 'an update of rows overflowed, or did not');
+      if (!isFine) this.#takeBack();
+      this.#noteMoment();
+      return isFine;
+    };
+    const follow =
+      <A extends readonly unknown[]>(real: (...all: A) => void, mirror: (...all: A) => void) =>
+      (...all: A) => {
+        real.apply(tables, all as never);
+        mirror(...all);
+        this.#noteMoment();
+      };
+    tables.undo = () => {
+      undo.call(tables);
+      // Else it is part of `apply`.
+      if (this.#isApplying) return;
+      this.#takeBack();
+      this.#noteMoment();
+    };
+    tables.reset = follow(reset, (seed) => model.reset(seed));
+    tables.resetOptimizer = follow(resetOptimizer, () => model.resetOptimizer());
+    tables.capture = follow(capture, (id) => model.capture(id));
+    tables.replace = follow(replace, (id) => model.replace(id));
+    tables.forget = follow(forget, (id) => {
+      model.forget(id);
+      if (isKept(tables, id))
+        this.#violate(3, `capture ${id} of rows is kept, and nobody needs it`);
+    });
+  }
+
+  #admit(): void {
+    if (!this.#coming) this.#violate(1, 'rows were updated without a push');
+    this.#applied++;
+    if (this.#applied === 1) return;
+    const { sequence } = this.#coming!.push;
+    this.#violate(1, `the rows of push ${sequence} were applied twice`);
+  }
+
+  #takeBack(): void {
+    this.#model.undo();
+    this.#applied--;
+  }
+
+  #mustBeFresh(readStep: number, rows: readonly TableRows[]): void {
+    const { stalenessMax } = this.#config.consistency;
+    for (const [t, { keys }] of rows.entries()) {
+      for (const key of keys) {
+        const staleness = this.#model.changedAt(t, key) - readStep;
+        if (stalenessMax === null || staleness <= stalenessMax) continue;
+        this.#violate(
+          4,
+          `row ${key} of table ${t} was updated with a staleness of ${staleness}; ${stalenessMax} may be`,
+        );
+      }
+    }
+  }
+
+  #noteMoment(): void {
+    this.#changes++;
+    const moments = this.#moments.get(this.#model.rowStep) ?? [];
+    moments.push(this.#model.state());
+    this.#moments.set(this.#model.rowStep, moments);
+  }
+
+  /** A push arrives. */
+  begin(coming: ComingPush): void {
+    this.#coming = coming;
+    this.#applied = 0;
+  }
+
+  /** It was dealt with. @param counts the run says that it was applied. */
+  end(key: string, { push }: ComingPush, counts: boolean): void {
+    this.#coming = null;
+    const wanted = counts && push.rows ? 1 : 0;
+    if (this.#applied !== wanted) {
+      this.#violate(
+        1,
+        `push ${push.sequence} was ${counts ? '' : 'not '}applied, and its rows ${this.#applied} times`,
+      );
+    }
+    const sent = this.#sent.get(key) ?? 0;
+    if (!wanted || push.rows!.step <= sent) return;
+    this.#violate(
+      4,
+      `push ${push.sequence} of ${key} claimed rows of row step ${push.rows!.step}, and was sent none after ${sent}`,
+    );
+  }
+
+  /** @param inUse captures that the run has. */
+  check(inUse: () => readonly (number | null)[]): void {
+    const { rowStep } = this.#tables;
+    if (rowStep !== this.#model.rowStep) {
+      this.#violate(
+        3,
+        `rows are at row step ${rowStep}, and ought to be at ${this.#model.rowStep}`,
+      );
+    }
+    this.#mustEqual(null);
+    if (this.#checked === this.#changes) return;
+    this.#checked = this.#changes;
+    const [facts, known] = [this.#tables.facts(), this.#model.facts()];
+    if (JSON.stringify(facts) !== JSON.stringify(known)) {
+      this.#violate(
+        3,
+        `tables hold ${JSON.stringify(facts)}, and ought to ${JSON.stringify(known)}`,
+      );
+    }
+    const needed = inUse();
+    for (const id of this.#model.captures) {
+      if (!needed.includes(id)) this.#violate(3, `capture ${id} of rows is kept, and not in use`);
+      this.#mustEqual(id);
+    }
+  }
+
+  #mustEqual(capture: number | null): void {
+    const keys = this.#shapes.map(() => ALL);
+    const bytes = this.#tables.read(keys, 'f32', capture);
+    if (Buffer.from(bytes).equals(encodeRows(this.#shapes, this.#model.read(keys, capture), 'f32')))
+      return;
+    const [now, ought] = [decodeRows(this.#shapes, bytes, 'f32'), this.#model.read(keys, capture)];
+    const at = now.flatMap(({ values }, t) =>
+      [...values].flatMap((x, i) => {
+        const other = ought[t]!.values[i]!;
+        const key = Math.floor(i / this.#shapes[t]!.width);
+        return Object.is(x, other) ? [] : [`${this.#shapes[t]!.name} ${key}: ${x}, not ${other}`];
+      }),
+    );
+    const of = capture === null ? '' : ` of capture ${capture}`;
+    this.#violate(
+      3,
+      `rows${of} at row step ${this.#model.rowStep} are ${at.slice(0, 3).join('; ')}`,
+    );
+  }
+
+  // What workers are sent.
+
+  /** @param capture of an evaluation; null: rows as they are. */
+  sent(
+    key: string,
+    { step, encoding }: { readonly step: number; readonly encoding: RowEncoding },
+    bytes: Uint8Array,
+    capture: number | null,
+  ): void {
+    const rows = decodeRows(this.#shapes, bytes, encoding);
+    const keys = rows.map(({ keys }) => keys);
+    const isOf = (model: RowModel, id: number | null) =>
+      Buffer.from(encodeRows(this.#shapes, model.read(keys, id), encoding)).equals(bytes);
+    if (capture !== null) {
+      if (isOf(this.#model, capture)) return;
+      this.#violate(3, `an evaluation was sent other rows than those of capture ${capture}`);
+    }
+    const moments = this.#moments.get(step) ?? [];
+    if (!moments.some((moment) => isOf(new RowModel(this.#config, moment), null))) {
+      this.#violate(3, `the rows sent as of row step ${step} are not those of it`);
+    }
+    this.#sent.set(key, Math.max(step, this.#sent.get(key) ?? 0));
+  }
+
+  // Checkpoints and standbys.
+
+  save(best: number | null): SavedRows {
+    return { moment: this.#model.state(), best };
+  }
+
+  /** What a standby holds: its rows must be those of some moment. @param best its capture there. */
+  momentOf(replica: RunTables, best: number | null): SavedRows {
+    const keys = this.#shapes.map(() => ALL);
+    const bytes = replica.read(keys, 'f32', null);
+    const moment = (this.#moments.get(replica.rowStep) ?? []).findLast((candidate) => {
+      const model = new RowModel(this.#config, candidate);
+      const rows = encodeRows(this.#shapes, model.read(keys), 'f32');
+      const hasBest = best === null || model.captures.includes(best);
+      const isSame = JSON.stringify(model.facts()) === JSON.stringify(replica.facts());
+      return Buffer.from(bytes).equals(rows) && hasBest && isSame;
+    });
+    if (moment) return { moment, best };
+    return this.#violate(
+      9,
+      `the rows of the standby at row step ${replica.rowStep} are not those of the server then`,
+    );
+  }
+}
+
+function isKept(tables: RunTables, id: number): boolean {
+  try {
+    tables.read(
+      tables.shapes.map(() => new Uint32Array()),
+      'f32',
+      id,
+    );
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Rows as a worker was sent them. */
+interface HeldRows {
+  readonly rows: readonly TableRows[];
+  readonly step: number;
+  readonly generation: number;
+}
+
+/** What `rows` of a push says. */
+type PushedRows = NonNullable<Push['rows']>;
+
+/** The rows of one worker: those that it was sent, and what it pushes of them. */
+export class WorkerRows {
+  readonly #shapes: readonly RowShape[];
+  readonly #draw: Random;
+  #held: HeldRows | null = null;
+
+  constructor(shapes: readonly RowShape[], seed: number, worker: number) {
+    this.#shapes = shapes;
+    this.#draw = random(seed, 1_000 + worker);
+  }
+
+  keysOf(lease: Lease): readonly Uint32Array[] {
+    return this.#shapes.map(({ keysMax }) => keysOf(lease, Math.min(KEYS, keysMax)));
+  }
+
+  /** Keys of all rows, for an evaluation. */
+  get all(): readonly Uint32Array[] {
+    return this.#shapes.map(() => ALL);
+  }
+
+  receive(
+    { step, encoding }: { readonly step: number; readonly encoding: RowEncoding },
+    bytes: Uint8Array,
+    generation: number,
+  ): void {
+    this.#held = { rows: decodeRows(this.#shapes, bytes, encoding), step, generation };
+  }
+
+  /** A push was rejected, or the process is another one. */
+  reset(): void {
+    this.#held = null;
+  }
+
+  /** Those of a minibatch, if they are at hand. */
+  heldFor(lease: Lease, generation: number): HeldRows | null {
+    const held = this.#held;
+    if (held?.generation !== generation) return null;
+    const keys = this.keysOf(lease);
+    return keys.every((own, t) => own.every((key) => held.rows[t]!.keys.includes(key)))
+      ? held
+      : null;
+  }
+
+  /** What a push has behind its gradient. @param next whose rows come with the answer; null: none. */
+  pushed(
+    lease: Lease,
+    { rows, step }: HeldRows,
+    next: Lease | null,
+  ): { readonly rows: PushedRows; readonly tail: Uint8Array } {
+    const gradients = this.keysOf(lease).map((keys, t): TableRows => {
+      const { width } = this.#shapes[t]!;
+      const values = Float32Array.from({ length: keys.length * width }, (_, i) => {
+        const key = keys[Math.floor(i / width)]!;
+        const at = rows[t]!.keys.indexOf(key) * width;
+        return rows[t]!.values[at + (i % width)]! - aimOf(key, i % width);
+      });
+      return { keys, values };
+    });
+    const encoding = ROW_ENCODINGS[this.#draw.below(ROW_ENCODINGS.length)]!;
+    const own = encodeRows(this.#shapes, gradients, encoding);
+    const wanted = next ? encodeKeys(this.keysOf(next)) : new Uint8Array();
+    const tail = new Uint8Array(own.length + wanted.length);
+    tail.set(own);
+    tail.set(wanted, own.length);
+    return { rows: { step, encoding, bytes: own.length, wanted: wanted.length }, tail };
+  }
+
+  /** A push as no honest worker makes one. */
+  lie(push: Push, payload: Uint8Array): { readonly push: Push; readonly payload: Uint8Array } {
+    const { rows } = push;
+    if (!rows) return { push, payload };
+    const bad = payload.slice();
+    const start = payload.length - rows.wanted - rows.bytes;
+    const words = new DataView(bad.buffer, bad.byteOffset);
+    const lies: (() => Partial<PushedRows>)[] = [
+      () => ({ step: rows.step + 1 + this.#draw.below(4) }),
+      () => ({ bytes: rows.bytes + 4 * (1 + this.#draw.below(9)) }),
+      () => ({ wanted: rows.wanted + 4 * (1 + this.#draw.below(9)) }),
+      () => ({ bytes: 0, wanted: 0 }),
+      () => {
+        // A count, a key or a value.
+        const at = start + 4 * this.#draw.below(rows.bytes / 4);
+        words.setUint32(at, this.#draw.below(2 ** 31), true);
+        return {};
+      },
+      () => {
+        words.setUint32(start + 4, 23, true);
+        return {};
+      },
+      () => {
+        words.setFloat32(start + rows.bytes - 4, Number.NaN, true);
+        return { encoding: 'f32' };
+      },
+    ];
+    const change = lies[this.#draw.below(lies.length)]!();
+    return { push: { ...push, rows: { ...rows, ...change } }, payload: bad };
+  }
+}
