@@ -8,13 +8,14 @@ import { rowShapes, type TableConfig } from '../../shared/tables.ts';
  * second time without a thought of speed. Only the initial values are the server's own.
  */
 
+/** Never changed: an update makes another one, so that a copy of all rows is a copy of their map. */
 interface ModelRow {
   readonly theta: Float32Array;
   readonly state: Float32Array;
   /** Row step of its last change. */
-  changed: number;
+  readonly changed: number;
   /** Up to where it has decayed. */
-  decay: number;
+  readonly decay: number;
 }
 
 interface ModelTable {
@@ -44,6 +45,15 @@ export interface RowUpdate {
   readonly scaleOf: (staleness: number) => number;
 }
 
+function copyOf({ tables, captures, rowStep }: ModelState): ModelState {
+  const copied = tables.map((table) => ({
+    ...table,
+    rows: new Map(table.rows),
+    waiting: new Map(table.waiting),
+  }));
+  return { tables: copied, captures: new Map(captures), rowStep };
+}
+
 export class RowModel {
   readonly names: readonly string[];
   readonly #configs: readonly TableConfig[];
@@ -59,7 +69,11 @@ export class RowModel {
       ...{ seed: config.seed, began: 0, decay: 0, dropped: 0 },
       ...{ rows: new Map(), waiting: new Map() },
     });
-    this.#state = state ?? { tables: this.names.map(fresh), captures: new Map(), rowStep: 0 };
+    this.#state = (state && copyOf(state)) ?? {
+      tables: this.names.map(fresh),
+      captures: new Map(),
+      rowStep: 0,
+    };
   }
 
   get rowStep(): number {
@@ -68,7 +82,7 @@ export class RowModel {
 
   /** A copy of all of it. */
   state(): ModelState {
-    return structuredClone(this.#state);
+    return copyOf(this.#state);
   }
 
   get captures(): readonly number[] {
@@ -116,7 +130,7 @@ export class RowModel {
         if (!row) continue;
         const last = row.changed;
         const own = rate * learningRate * scaleOf(Math.max(0, last - readStep));
-        if (!this.#update(t, row, g, own)) finite = false;
+        if (!this.#update(t, key, row, g, own)) finite = false;
       }
     }
     return finite;
@@ -163,19 +177,16 @@ export class RowModel {
   }
 
   /** @returns whether the row is finite. */
-  #update(t: number, row: ModelRow, g: Float32Array, rate: number): boolean {
+  #update(t: number, key: number, old: ModelRow, g: Float32Array, rate: number): boolean {
     const { optimizer, weightDecay, maxNorm, width } = this.#configs[t]!;
     const table = this.#state.tables[t]!;
     const { rowStep } = this.#state;
-    const { theta, state } = row;
-    const isNew = row.changed <= table.began;
-    const age = isNew ? 0 : rowStep - row.changed;
-    if (weightDecay > 0) {
-      const factor = Math.exp(table.decay - row.decay);
-      for (let i = 0; i < width; i++) theta[i] = theta[i]! * factor;
-      row.decay = table.decay;
-    }
-    row.changed = rowStep;
+    const theta = this.#decayed(t, old, table.decay);
+    const state = old.state.slice();
+    const decay = weightDecay > 0 ? table.decay : old.decay;
+    table.rows.set(key, { theta, state, changed: rowStep, decay });
+    const isNew = old.changed <= table.began;
+    const age = isNew ? 0 : rowStep - old.changed;
     if (isNew) state.fill(optimizer.kind === 'adagrad' ? optimizer.initialAccumulator : 0);
     if (optimizer.kind === 'sgd') {
       for (let i = 0; i < width; i++) theta[i] = theta[i]! - rate * g[i]!;
@@ -233,8 +244,10 @@ export class RowModel {
   }
 
   capture(id: number): void {
-    const captured = this.#state.tables.map(({ seed, decay, rows }) => ({ seed, decay, rows }));
-    this.#state.captures.set(id, structuredClone(captured));
+    const captured = this.#state.tables.map(({ seed, decay, rows }) => {
+      return { seed, decay, rows: new Map(rows) };
+    });
+    this.#state.captures.set(id, captured);
   }
 
   forget(id: number): void {
@@ -264,7 +277,7 @@ export class RowModel {
   #putBack(t: number, key: number, decay: number, old: ModelRow, state: Float32Array): void {
     const theta = this.#decayed(t, old, decay);
     const changed = this.#state.rowStep;
-    this.#state.tables[t]!.rows.set(key, { theta, state: state.slice(), changed, decay });
+    this.#state.tables[t]!.rows.set(key, { theta, state, changed, decay });
   }
 
   // Reading.

@@ -32,6 +32,8 @@ export const TABLES: readonly NonNullable<PartialConfig['tables']>[] = [
     },
   },
 ];
+/** Rows that ought to be as they were are looked at in one of so many looks. */
+const LOOKS = 25;
 /** Ids are below it. */
 export const KEYS = 24;
 const ALL = Uint32Array.from({ length: KEYS }, (_, key) => key);
@@ -66,6 +68,7 @@ export class WatchedRows {
   readonly #moments = new Map<number, ModelMoment[]>();
   #changes = 0;
   #checked = -1;
+  #looks = 0;
   /** Row step of the newest rows that were sent to each worker. */
   readonly #sent = new Map<string, number>();
 
@@ -80,7 +83,7 @@ export class WatchedRows {
     this.#tables = tables;
     this.#config = config;
     this.#violate = violate;
-    this.#model = new RowModel(config, from && structuredClone(from.moment));
+    this.#model = new RowModel(config, from?.moment ?? null);
     if (from) this.#model.keepCapture(from.best, best ?? 0);
     // An evaluation that was under way begins anew.
     if (evaluated !== null && evaluated !== best) this.#model.capture(evaluated);
@@ -208,8 +211,8 @@ export class WatchedRows {
         `rows are at row step ${rowStep}, and ought to be at ${this.#model.rowStep}`,
       );
     }
+    if (this.#checked === this.#changes && ++this.#looks % LOOKS > 0) return;
     this.#mustEqual(null);
-    if (this.#checked === this.#changes) return;
     this.#checked = this.#changes;
     const [facts, known] = [this.#tables.facts(), this.#model.facts()];
     if (JSON.stringify(facts) !== JSON.stringify(known)) {
@@ -391,8 +394,9 @@ export class WorkerRows {
     const bad = payload.slice();
     const start = payload.length - rows.wanted - rows.bytes;
     const words = new DataView(bad.buffer, bad.byteOffset);
+    const newer = () => ({ step: rows.step + 1 });
     const lies: (() => Partial<PushedRows>)[] = [
-      () => ({ step: rows.step + 1 + this.#draw.below(4) }),
+      ...[newer, newer, newer, newer],
       () => ({ bytes: rows.bytes + 4 * (1 + this.#draw.below(9)) }),
       () => ({ wanted: rows.wanted + 4 * (1 + this.#draw.below(9)) }),
       () => ({ bytes: 0, wanted: 0 }),

@@ -292,8 +292,12 @@ class Simulation {
     this.server = new SimulatedServer(this);
   }
 
+  /** The first one: what is thrown within the server is told once more, as a defect of it. */
+  #violation: Violation | null = null;
+
   violate(invariant: number, what: string): never {
-    throw this.violation(invariant, what);
+    this.#violation ??= this.violation(invariant, what);
+    throw this.#violation;
   }
 
   violation(invariant: number, what: string): Violation {
