@@ -1,12 +1,28 @@
-import { createInitialRow } from '../../server/core/tables/initial-rows.ts';
 import type { RunConfig } from '../../shared/config.ts';
+import { mix, STREAMS } from '../../shared/random.ts';
 import type { TableRows } from '../../shared/rows.ts';
 import { rowShapes, type TableConfig } from '../../shared/tables.ts';
 
 /**
  * Tables as they ought to be, to the bit: a map from keys to rows, copied whole for each capture, each rule written down a
- * second time without a thought of speed. Only the initial values are the server's own.
+ * second time without a thought of speed. Rows are of 4 numbers at most, since kernels add in another order than this for more.
  */
+
+const f32 = Math.fround;
+
+/** Initial values of `uniform`, the initializer of all tables here. */
+function initialValues(table: string, seed: number, key: number, limit: number, width: number) {
+  let base = mix(seed >>> 0, mix(Math.floor(seed / 2 ** 32) >>> 0, STREAMS.rows));
+  for (const letter of table) base = mix(base, letter.charCodeAt(0));
+  const row = mix(base, key);
+  return Float32Array.from({ length: width }, (_, i) => limit * ((2 * mix(row, i)) / 2 ** 32 - 1));
+}
+
+/** Σ x² as the kernels add it: even and odd elements by themselves. */
+function squaresOf(x: Float32Array): number {
+  const [a = 0, b = 0, c = 0, d = 0] = x;
+  return a * a + c * c + (b * b + d * d);
+}
 
 /** Never changed: an update makes another one, so that a copy of all rows is a copy of their map. */
 interface ModelRow {
@@ -96,9 +112,9 @@ export class RowModel {
     if (kept) this.#state.captures.set(as, kept);
   }
 
-  facts(): { name: string; rows: number; dropped: number }[] {
+  facts(): { name: string; rows: number; pretrained: number; dropped: number }[] {
     return this.#state.tables.map(({ rows, dropped }, i) => {
-      return { name: this.names[i]!, rows: rows.size, dropped };
+      return { name: this.names[i]!, rows: rows.size, pretrained: 0, dropped };
     });
   }
 
@@ -123,7 +139,7 @@ export class RowModel {
         const g = values.slice(i * width, (i + 1) * width);
         if (clip.limit !== Infinity || clip.factor !== 1) {
           for (const [k, x] of g.entries()) {
-            g[k] = Math.max(-clip.limit, Math.min(clip.limit, x)) * clip.factor;
+            g[k] = f32(Math.max(-clip.limit, Math.min(clip.limit, x))) * f32(clip.factor);
           }
         }
         const row = this.#admitted(t, key);
@@ -171,8 +187,8 @@ export class RowModel {
 
   #initialRow(t: number, { seed }: Pick<ModelTable, 'seed'>, key: number): ModelRow {
     const { width, initializer } = this.#configs[t]!;
-    const theta = new Float32Array(width);
-    createInitialRow(initializer, seed, this.names[t]!)(key, theta);
+    if (initializer.kind !== 'uniform') throw new Error('tables of the model begin as uniform');
+    const theta = initialValues(this.names[t]!, seed, key, initializer.limit, width);
     return { theta, state: new Float32Array(2 * width), changed: 0, decay: 0 };
   }
 
@@ -188,28 +204,35 @@ export class RowModel {
     const isNew = old.changed <= table.began;
     const age = isNew ? 0 : rowStep - old.changed;
     if (isNew) state.fill(optimizer.kind === 'adagrad' ? optimizer.initialAccumulator : 0);
-    if (optimizer.kind === 'sgd') {
-      for (let i = 0; i < width; i++) theta[i] = theta[i]! - rate * g[i]!;
-    } else if (optimizer.kind === 'adagrad') {
-      const squares = g.reduce((sum, x) => sum + x * x, 0);
-      state[0] = state[0]! + squares / width;
-      const step = rate / (Math.sqrt(state[0]) + optimizer.epsilon);
-      for (let i = 0; i < width; i++) theta[i] = theta[i]! - step * g[i]!;
-    } else {
+    if (optimizer.kind === 'adam') {
       const { beta1, beta2, epsilon } = optimizer;
       const steps = rowStep - table.began;
-      const scale = rate / (1 - beta1 ** steps);
-      const correction = 1 / (1 - beta2 ** steps);
+      const step = f32(rate * (1 / (1 - beta1 ** steps)));
+      const correction = f32(1 / (1 - beta2 ** steps));
+      const [keep1, keep2] = [f32(beta1 ** age), f32(beta2 ** age)];
+      const [fresh1, fresh2] = [f32(1 - beta1), f32(1 - beta2)];
       for (let i = 0; i < width; i++) {
-        const m = beta1 ** age * state[i]! + (1 - beta1) * g[i]!;
-        const v = beta2 ** age * state[width + i]! + (1 - beta2) * g[i]! * g[i]!;
+        let m = f32(fresh1 * g[i]!);
+        let v = f32(fresh2 * f32(g[i]! * g[i]!));
+        if (!isNew) {
+          m = f32(f32(keep1 * state[i]!) + m);
+          v = f32(f32(keep2 * state[width + i]!) + v);
+        }
         state[i] = m;
         state[width + i] = v;
-        theta[i] = theta[i]! - (scale * m) / (Math.sqrt(v * correction) + epsilon);
+        const root = f32(Math.sqrt(f32(v * correction)));
+        theta[i] = theta[i]! - f32(f32(step * m) / f32(root + f32(epsilon)));
       }
+    } else {
+      let step = rate;
+      if (optimizer.kind === 'adagrad') {
+        state[0] = state[0]! + squaresOf(g) / width;
+        step /= Math.sqrt(state[0]) + f32(optimizer.epsilon);
+      }
+      for (let i = 0; i < width; i++) theta[i] = theta[i]! - f32(f32(step) * g[i]!);
     }
-    const norm = Math.sqrt(theta.reduce((sum, x) => sum + x * x, 0));
-    if (!Number.isFinite(norm)) return false;
+    if (!theta.every(Number.isFinite)) return false;
+    const norm = Math.sqrt(squaresOf(theta));
     if (maxNorm === null || norm <= maxNorm) return true;
     for (let i = 0; i < width; i++) theta[i] = theta[i]! * (maxNorm / norm);
     return true;
