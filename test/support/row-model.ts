@@ -74,7 +74,7 @@ export class RowModel {
   readonly names: readonly string[];
   readonly #configs: readonly TableConfig[];
   #state: ModelState;
-  /** Of before the last push, and the rows that it has forgotten. */
+  /** The state before the last push, and the rows that this push has forgotten. */
   #before: ModelState | null = null;
   #expired: (readonly [table: number, key: number])[] = [];
 
@@ -105,7 +105,7 @@ export class RowModel {
     return [...this.#state.captures.keys()];
   }
 
-  /** Of a checkpoint or a replica: the best alone goes on, under another number. */
+  /** A checkpoint or a replica goes on: of the captures it has the best alone, under another number. */
   keepCapture(id: number | null, as: number): void {
     const kept = id === null ? undefined : this.#state.captures.get(id);
     this.#state.captures.clear();
