@@ -93,6 +93,10 @@ export const LIMITS = {
   rowBytesMax: 2 ** 28,
   /** Ids of a growing table that wait to be admitted: the oldest is forgotten for a new one. */
   rowsWaitingMax: 2 ** 16,
+  /** One word with its vector in a file of word vectors: 4,096 numbers of 30 characters each take half. */
+  wordVectorBytesMax: 2 ** 18,
+  /** What a JSON file of word vectors has before its vectors, such as a list of all words. */
+  wordVectorHeadBytesMax: 2 ** 26,
   /** Minibatches that a worker trains on between two exchanges. */
   localStepsMax: 10_000,
   /** Parts of the parameters that are exchanged one at a time. */

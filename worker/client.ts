@@ -22,7 +22,7 @@ import {
   type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
-import type { RowsMessage } from '../shared/row-messages.ts';
+import type { InitialRows, RowsMessage } from '../shared/row-messages.ts';
 import { causeOf, Said } from '../shared/said.ts';
 import { ROW_SHARDS_HEADER, TABLES_HEADER } from '../shared/tables.ts';
 import type { Connection, ConnectionEvents, FrameHeader, Landing } from '../wire/connection.ts';
@@ -257,6 +257,16 @@ export class Client implements RowPuller {
       const part = bytesOf(values.subarray(range.start, range.end));
       links!.send(k, { type: 'initialPart', run, grant }, [part]);
     }
+  }
+
+  /**
+   * Gives rows of tables their initial values, before `initialise`.
+   * @param rows as `encodeRows` has them. @returns when they have left. @throws RowsLost: there is no connection.
+   */
+  async giveRows(message: InitialRows, rows: Uint8Array): Promise<void> {
+    const connection = this.#connection;
+    if (!connection?.open) throw new RowsLost('there is no connection');
+    await new Promise<void>((resolve) => connection.send(message, [rows], resolve));
   }
 
   /**

@@ -13,10 +13,12 @@ import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
 import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch.ts';
 import type { Carried, CarriedArguments } from './carried.ts';
+import type { DataArguments } from './data/data-arguments.ts';
 import type { ExperimentData } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
 import type { Standardise } from './data/transform.ts';
 import type { Draws } from './draws.ts';
+import { TABLE_VECTORS_FIELDS, type TableVectors } from './embeddings/table-vectors.ts';
 import { type FieldRules, fieldProblems, isRecord } from './fields.ts';
 import type { Objective, ObjectiveArguments, ObjectiveModel } from './objective.ts';
 import { PART_METRICS, type PartMetricName } from './part-metrics.ts';
@@ -80,6 +82,7 @@ export type {
   BatchFunction,
   Carried,
   CarriedArguments,
+  DataArguments,
   Draws,
   ExperimentData,
   FieldTensors,
@@ -93,6 +96,7 @@ export type {
   RunConfig,
   Scalar,
   Space,
+  TableVectors,
   Tensor,
   Tf,
   Variable,
@@ -100,15 +104,6 @@ export type {
 
 /** What an experiment's functions are given of the run's configuration. */
 export type Hyperparameters = Readonly<RunConfig['hyperparameters']>;
-
-export interface DataArguments {
-  /** Where data lies on this worker, absolute: `DOWNPOUR_DATA`, or `data` in the working folder. */
-  readonly folder: string;
-  readonly seed: number;
-  readonly hyperparameters: Hyperparameters;
-  /** One line for the user. */
-  readonly log: (line: string) => void;
-}
 
 export interface ModelArguments {
   /** TensorFlow.js, core and layers. Use this one: tensors of another copy have no gradients here. */
@@ -173,6 +168,9 @@ export type GivenMetric = Measure | PartMetricName;
 /** A table of rows, as `tables` of the configuration has it; what is left out has its default. */
 export type GivenTable = NonNullable<PartialConfig['tables']>[string];
 
+/** A table of an experiment, which may begin with word vectors of a file. */
+export type ExperimentTable = GivenTable & { readonly pretrained?: TableVectors };
+
 /** An experiment. Its name is that of its file: `mnist-mlp.ts` is `mnist-mlp`. */
 export interface Experiment {
   readonly data: (args: DataArguments) => GivenData | Promise<GivenData>;
@@ -202,7 +200,7 @@ export interface Experiment {
    * Large tables of which a minibatch uses a few rows, by name; `layers.rows` looks them up. They are defaults of
    * `config.tables`. See docs/experiments.md.
    */
-  readonly tables?: Readonly<Record<string, GivenTable>>;
+  readonly tables?: Readonly<Record<string, ExperimentTable>>;
   /** What each output's loss is multiplied with before they are added up; default 1. */
   readonly lossWeights?: Readonly<Record<string, number>>;
   /**
@@ -425,6 +423,18 @@ export function mustBeExperiment(value: unknown, where: string): Experiment {
       );
     }
   }
+  for (const [table, given] of Object.entries(isRecord(value.tables) ? value.tables : {})) {
+    const { pretrained } = given as { pretrained?: unknown };
+    if (pretrained === undefined) continue;
+    const where = `tables.${table}.pretrained`;
+    const found = isRecord(pretrained)
+      ? fieldProblems(pretrained, TABLE_VECTORS_FIELDS)
+      : ['it must be an object with from, sha256 and words'];
+    problems.push(...found.map((problem) => `${where}: ${problem}`));
+    if (value.browser === true) {
+      problems.push(`browser: true is not allowed beside ${where}: a page does not have its file`);
+    }
+  }
   if (isRecord(value.metrics)) {
     const count = Object.keys(value.metrics).length;
     if (count > METRICS_MAX)
@@ -442,13 +452,21 @@ export function mustBeExperiment(value: unknown, where: string): Experiment {
       `the experiment ${where} is not valid:\n${problems.map((p) => `  ${p}`).join('\n')}`,
     );
   }
-  return withTables(withPretrained(value as unknown as Experiment, where));
+  return withTables(withPretrained(value as unknown as Experiment, where), where);
 }
 
-/** Tables are a part of the configuration, which the server has. */
-function withTables(experiment: Experiment): Experiment {
-  const { tables, config } = experiment;
-  return tables ? { ...experiment, config: { ...config, tables: { ...tables } } } : experiment;
+/** Tables are a part of the configuration, which the server has. Files of vectors are the worker's. */
+function withTables(experiment: Experiment, where: string): Experiment {
+  const { tables: given, config } = experiment;
+  if (!given) return experiment;
+  const tables: Record<string, ExperimentTable> = {};
+  const told: Record<string, GivenTable> = {};
+  for (const [name, { pretrained, ...table }] of Object.entries(given)) {
+    const from = pretrained && resolve(dirname(where), pretrained.from);
+    told[name] = table;
+    tables[name] = { ...table, ...(pretrained && { pretrained: { ...pretrained, from: from! } }) };
+  }
+  return { ...experiment, tables, config: { ...config, tables: told } };
 }
 
 /** Its file lies beside that of the experiment, and what is not trained is a group like any other. */

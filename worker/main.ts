@@ -1,5 +1,6 @@
 import type { ConnectionOptions } from 'node:tls';
 import { bytesOf } from '../shared/codec.ts';
+import type { RunConfig } from '../shared/config.ts';
 import { type DataFacts, decodeFacts, encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';
@@ -14,18 +15,22 @@ import type {
   Join,
   MissingExperiment,
 } from '../shared/protocol.ts';
+import { encodeRows, type TableRows } from '../shared/rows.ts';
 import { onceEach, Said } from '../shared/said.ts';
 import { Client } from './client.ts';
 import type { PreparedData } from './data/examples.ts';
 import { dataSummary, factsOf } from './data/facts.ts';
 import { closeSources, collect } from './data/stored.ts';
+import { coverageText, PretrainedTables } from './embeddings/table-vectors.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
+import type { Experiment } from './experiment.ts';
 import { FasterEngine } from './faster-engine.ts';
 import { reportMachine } from './machine.ts';
 import { buildModel, type Model } from './model.ts';
 import { defaultName } from './name.ts';
-import { prepareExperiment } from './prepare.ts';
+import { dataSettings, prepareExperiment } from './prepare.ts';
 import { matchText } from './pretrained/pretrained.ts';
+import { RowsLost } from './rows/requests.ts';
 import { rangesFor } from './shard-links.ts';
 import { type BundleSource, type GivenExperiment, Shelf } from './shelf.ts';
 import { shownExamples } from './shown-examples.ts';
@@ -95,6 +100,8 @@ interface AssignedRun {
   /** Null: the one of `hello`. */
   readonly engine: EngineName | null;
   readonly trainer: Trainer;
+  /** Null: no table begins with vectors of a file. */
+  readonly pretrained: PretrainedTables | null;
 }
 
 /**
@@ -277,6 +284,10 @@ class Worker {
     if (model.pretrained && experiment.pretrained) {
       log(`run ${run}: ${matchText(model.pretrained, experiment.pretrained.from)}`, { run });
     }
+    const pretrained = await this.#openVectors(experiment, config);
+    for (const each of pretrained?.coverage(prepared, model.rows?.bindings ?? []) ?? []) {
+      log(`run ${run}: ${coverageText(each)}`, { run });
+    }
     const { architecture } = model;
     const encoded = encodeFacts({ ...factsOf(prepared), ...(architecture && { architecture }) });
     const exchange = this.#client;
@@ -294,8 +305,16 @@ class Worker {
       ...{ run, config, model, prepared, ranges, exchange, signal, log },
       warn: this.#logOnce,
       ...{ onProgress, onAcknowledged, show },
+      ...(pretrained && { frozenRows: (table) => pretrained.frozen(table) }),
     });
-    return { assign, summary, facts: encoded, prepared, model, engine, trainer };
+    return { assign, summary, facts: encoded, prepared, model, engine, trainer, pretrained };
+  }
+
+  /** @returns null: no table begins with vectors of a file. */
+  #openVectors(experiment: Experiment, config: RunConfig): Promise<PretrainedTables | null> {
+    const { dataFolder: folder, signal } = this.#options;
+    const args = { folder, ...dataSettings(config), log: this.#logOnce };
+    return PretrainedTables.open({ tables: experiment.tables ?? {}, config, args, signal });
   }
 
   /** A worker that fails at its work gives its leases back, and says why: only its own log would tell otherwise. */
@@ -359,10 +378,24 @@ class Worker {
     }
   }
 
-  async #initialise({ model, trainer, assign }: AssignedRun, message: Initialise): Promise<void> {
+  async #initialise(assigned: AssignedRun, message: Initialise): Promise<void> {
+    const { model, trainer, assign, pretrained } = assigned;
     const { grant, seed, frozen } = message;
     trainer.freeze(frozen);
     const parameters = await model.initialise(seed);
+    const { shapes = [] } = model.rows ?? {};
+    const give = (rows: readonly TableRows[]) =>
+      this.#client.giveRows(
+        { type: 'initialRows', run: assign.run, grant },
+        encodeRows(shapes, rows, 'f32'),
+      );
+    try {
+      await pretrained?.send(shapes, give);
+    } catch (error) {
+      // It is assigned again over the next connection, and the server asks anew.
+      if (error instanceof RowsLost) return;
+      throw error;
+    }
     this.#client.initialise({ type: 'initialised', run: assign.run, grant }, parameters);
   }
 

@@ -396,6 +396,7 @@ class BuiltModel implements Model {
     if (!rows) return undefined;
     return {
       shapes: rows.shapes,
+      bindings: rows.bindings,
       keysOf: async (minibatch, seed) => (await this.#placedOf(rows, minibatch, seed)).keys,
       load: (loaded) => rows.load(loaded),
       from: (source) => rows.from(source),

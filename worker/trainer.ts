@@ -25,7 +25,13 @@ import { Minibatches, minibatchSeed } from './minibatches.ts';
 import type { Model } from './model.ts';
 import { createObserver, type Observer } from './observer.ts';
 import { RowsLost } from './rows/requests.ts';
-import { mustPull, type RowPuller, RowsExchange, type RowsOfPush } from './rows/rows-exchange.ts';
+import {
+  type FrozenRows,
+  mustPull,
+  type RowPuller,
+  RowsExchange,
+  type RowsOfPush,
+} from './rows/rows-exchange.ts';
 import { nextTurn } from './turn.ts';
 
 /** What the trainer needs of the connection; `Client` has it. */
@@ -64,9 +70,11 @@ export interface TrainerOptions {
     | 'clip'
     | 'local'
   > &
-    Partial<Pick<RunConfig, 'evaluateTraining' | 'observe'>>;
+    Partial<Pick<RunConfig, 'evaluateTraining' | 'observe' | 'tables'>>;
   readonly model: Model;
   readonly prepared: PreparedData;
+  /** Rows of a table that are never changed; absent: none are. */
+  readonly frozenRows?: ((table: string) => FrozenRows | null) | undefined;
   /** Examples with what the model says of them now; absent: none are shown. */
   readonly show?: () => Promise<ShownExamples>;
   /** The ranges of the shards that get the parts of each push; absent: one gets all. */
@@ -178,11 +186,9 @@ class RunTrainer implements Trainer {
     this.#observer = this.#newObserver();
     this.#rows = model.rows
       ? new RowsExchange(
-          options.run,
-          model.rows.shapes,
-          config,
-          mustPull(options.exchange),
+          ...([options.run, model.rows.shapes, config, mustPull(options.exchange)] as const),
           options.ranges?.length,
+          options.frozenRows,
         )
       : null;
     if (this.#rows) model.rows!.from(this.#rows.sourceOf(null));

@@ -1,8 +1,11 @@
 import { writeFileSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { readTensors } from '../../files/checkpoint.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { openEngine } from '../../worker/engine.ts';
+import { loadExperiment } from '../../worker/experiment.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
 import { outputOf } from '../support/command.ts';
 import { until } from '../support/until.ts';
@@ -96,4 +99,45 @@ test('rows on three shards, and on two after a stop, are those on one server, to
   });
   const three = await lossesOf('three-on-two', 3, { ...table(200), learningRate: 0.5 });
   expect(three.at(-1)!).toBeLessThan(0.8 * three[0]!);
+});
+
+test('rows begin with the vectors of a file, which the server keeps: frozen ones stay, missing ones are learnt', async () => {
+  const said: string[] = [];
+  const file = `${FIXTURES}/rows-pretrained.ts`;
+  const bare = { consistency: { correction: 'none' as const }, observe: { everySteps: null } };
+  const { config } = await loadExperiment(file);
+  await cluster.createRun('pretrained', file, { ...config, ...bare });
+  for (let i = 0; i < 2; i++) {
+    cluster.work('pretrained', `pretrained-${i}`, { log: (line) => said.push(line) });
+  }
+  const detail = await until('it has ended', async () => {
+    const found = await cluster.client.run('pretrained');
+    return ['finished', 'failed'].includes(found.phase) ? found : null;
+  });
+  expect(detail.phase).toBe('finished');
+  const facts = { name: 'word', rows: 200, pretrained: 120, dropped: 0 };
+  await until('all rows are told', async () => {
+    const told = (await cluster.client.run('pretrained')).tables;
+    return JSON.stringify(told) === JSON.stringify([facts]);
+  });
+  const coverage = said.find((line) => line.includes("table 'word'"));
+  expect(coverage).toContain('120 of 200 words (60.0 %) have a vector in the file');
+  expect(coverage).toContain('of the 2400 tokens of the training part');
+  const { evaluations } = await cluster.client.metrics('pretrained');
+  expect(evaluations.at(-1)!.loss).toBeLessThan(0.2 * evaluations[0]!.loss!);
+
+  const path = join(cluster.folder, 'final.safetensors');
+  const final = await until('its final parameters are on disk', () =>
+    cluster.client.checkpointFile('pretrained', 'final').catch(() => null),
+  );
+  await writeFile(path, final);
+  const { tensors } = await readTensors(path);
+  const tensor = (field: string) =>
+    tensors.find(({ name }) => name === `@table.word.model.${field}`)!.values;
+  const keys = tensor('keys').filter((_, i) => i % 2 === 1);
+  const rows = new Map([...keys].map((key, i) => [key, tensor('values')[i]!]));
+  for (let word = 80; word < 200; word++) {
+    expect(rows.get(word)).toBe(Math.fround(Number(Math.sin(word).toFixed(6))));
+  }
+  for (let word = 1; word < 80; word++) expect(rows.get(word)).toBeCloseTo(Math.sin(word), 0);
 });

@@ -14,7 +14,7 @@ import { createOrders } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { type RowsAnswer, RowsLost } from '../../worker/rows/requests.ts';
 import type { RowPuller, RowsOfPush } from '../../worker/rows/rows-exchange.ts';
-import { createTrainer } from '../../worker/trainer.ts';
+import { createTrainer, type TrainerOptions } from '../../worker/trainer.ts';
 import { FakeExchange, workOf } from '../support/fake-exchange.ts';
 
 const SEED = 5;
@@ -92,10 +92,10 @@ class ExchangeOfRows extends FakeExchange implements RowPuller {
   }
 }
 
-function setUp() {
+function setUp(more: Partial<TrainerOptions> = {}) {
   const exchange = new ExchangeOfRows();
   const { signal } = new AbortController();
-  const options = { run: 'r', config, model, prepared, exchange, signal, log: () => {} };
+  const options = { run: 'r', config, model, prepared, exchange, signal, log: () => {}, ...more };
   return { exchange, trainer: createTrainer(options) };
 }
 
@@ -137,6 +137,34 @@ test('the first minibatch pulls its rows; each push names those of the next, and
   await trainer.work(message, theta(), undefined, [rows]);
   expect(exchange.pulls).toHaveLength(1);
   expect(exchange.pushes[1]!.rows!.step).toBe(7);
+});
+
+test('rows that are never changed are pulled, and no byte of their gradients is pushed', async () => {
+  const plain = setUp();
+  await plain.trainer.work(workOf(0, [lease(1)]), theta());
+  const whole = decodeRows(shapes, plain.exchange.tails[0]!, 'f32')[0]!;
+  const words = wordsOf(1);
+  for (const frozenWords of [words.slice(1, 3), words]) {
+    const frozen = { has: (key: number) => frozenWords.includes(key) };
+    const { exchange, trainer } = setUp({ frozenRows: () => frozen });
+    await trainer.work(workOf(0, [lease(1)]), theta());
+    expect(exchange.pulls[0]!.keys).toEqual(words);
+    const kept = words.filter((word) => !frozen.has(word));
+    const { bytes } = exchange.pushes[0]!.rows!;
+    expect(bytes).toBe(4 + kept.length * 4 * (1 + WIDTH));
+    const [own] = decodeRows(shapes, exchange.tails[0]!.subarray(0, bytes), 'f32');
+    expect([...own!.keys]).toEqual(kept);
+    for (const [i, key] of kept.entries()) {
+      const at = WIDTH * words.indexOf(key);
+      expect(own!.values.slice(WIDTH * i, WIDTH * (i + 1))).toEqual(
+        whole.values.slice(at, at + WIDTH),
+      );
+    }
+  }
+  const tables = { word: { ...config.tables!.word!, learningRate: 0 } };
+  const { exchange, trainer } = setUp({ config: { ...config, tables } });
+  await trainer.work(workOf(0, [lease(1)]), theta());
+  expect(exchange.pushes[0]!.rows!.bytes).toBe(4);
 });
 
 test('a push that was rejected is computed again from rows that are pulled', async () => {

@@ -18,6 +18,11 @@ export interface FileReadOptions {
   readonly bytesMax?: number;
 }
 
+interface PieceOptions extends FileReadOptions {
+  /** Is given the bytes as they are in the file, before decompression, each once and in order. */
+  readonly raw?: (bytes: Uint8Array) => void;
+}
+
 /**
  * The bytes of a file, decompressed when they begin like gzip, whatever its name.
  * @throws DownpourError DP_DATA_MISSING when it is not there or not readable, DP_DATA_CORRUPT for a
@@ -57,12 +62,12 @@ export async function readDataFile(path: string, options: FileReadOptions = {}):
  */
 export async function* filePieces(
   path: string,
-  options: FileReadOptions = {},
+  options: PieceOptions = {},
 ): AsyncGenerator<Buffer, void> {
   const { bytesMax = Number.POSITIVE_INFINITY } = options;
   const file = await openFile(path);
   try {
-    const raw = rawPieces(file, path);
+    const raw = rawPieces(file, path, options.raw);
     const first = await raw.next();
     if (first.done) return;
     const all = async function* () {
@@ -88,7 +93,11 @@ async function openFile(path: string): Promise<FileHandle> {
   }
 }
 
-async function* rawPieces(file: FileHandle, path: string): AsyncGenerator<Buffer, void> {
+async function* rawPieces(
+  file: FileHandle,
+  path: string,
+  seen: PieceOptions['raw'],
+): AsyncGenerator<Buffer, void> {
   for (;;) {
     let piece: Buffer;
     try {
@@ -96,6 +105,7 @@ async function* rawPieces(file: FileHandle, path: string): AsyncGenerator<Buffer
     } catch (error) {
       throw unreadable(path, error);
     }
+    seen?.(piece);
     if (piece.length > 0) yield piece;
     if (piece.length < PIECE_BYTES) return;
   }

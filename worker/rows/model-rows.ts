@@ -13,6 +13,8 @@ export type RowSource = (keys: readonly Uint32Array[]) => Promise<readonly Table
 export interface ModelRows {
   /** The tables that the model looks rows up in, by name. */
   readonly shapes: readonly RowShape[];
+  /** By which fields it looks them up. */
+  readonly bindings: readonly RowBinding[];
   /** Keys of each table that a training step of a minibatch needs. @param seed as for `step`. */
   keysOf(minibatch: Minibatch, seed: number): Promise<readonly Uint32Array[]>;
   /** Rows of the parameters loaded; null: what was loaded before belongs to others. */
@@ -37,6 +39,7 @@ interface TableOnDevice {
 /** The rows of a minibatch as small dense variables, in which layers look them up by their places. */
 export class RowsOnDevice implements RowLookup {
   readonly shapes: readonly RowShape[];
+  bindings: readonly RowBinding[] = [];
   #places: RowPlaces;
   readonly #tables: readonly TableOnDevice[];
   #source: RowSource | null = null;
@@ -66,6 +69,7 @@ export class RowsOnDevice implements RowLookup {
         `no layer of the model looks up rows of table '${unused.name}': use layers.rows({ table: '${unused.name}' }) in a model of layers, or take the table out of tables`,
       );
     }
+    this.bindings = bindings;
     this.#places = new RowPlaces(bindings, this.shapes);
   }
 

@@ -17,6 +17,11 @@ import { rowPushEncoding } from '../../shared/tables.ts';
 import type { RowSource } from './model-rows.ts';
 import { type RowsAnswer, RowsLost } from './requests.ts';
 
+/** Rows that are never changed: no gradient of them is pushed. */
+export interface FrozenRows {
+  has(key: number): boolean;
+}
+
 /** What is needed of the connection. */
 export interface RowPuller {
   /** @param keys as `encodeKeys` has them. @throws RowsLost; DownpourError DP_ROWS_INVALID. */
@@ -47,21 +52,27 @@ export class RowsExchange {
   readonly #encoding: ReturnType<typeof rowPushEncoding>;
   readonly #puller: RowPuller;
   readonly #shards: number;
+  /** Rows of each table that are never changed; null: it has none. */
+  readonly #frozen: readonly (FrozenRows | null)[];
   #held: HeldRows | null = null;
 
   constructor(
     run: string,
     shapes: readonly RowShape[],
-    config: Pick<RunConfig, 'compression'>,
+    config: Pick<RunConfig, 'compression'> & Partial<Pick<RunConfig, 'tables'>>,
     puller: RowPuller,
     /** That have the rows together. */
     shards = 1,
+    frozenOf: (table: string) => FrozenRows | null = () => null,
   ) {
     this.#shards = shards;
     this.#run = run;
     this.#shapes = shapes;
     this.#encoding = rowPushEncoding(config.compression.push);
     this.#puller = puller;
+    this.#frozen = shapes.map(({ name }) =>
+      config.tables?.[name]?.learningRate === 0 ? ALL_FROZEN : frozenOf(name),
+    );
   }
 
   /** Takes the rows of a `work`. @param parts that came with it, from each shard. */
@@ -115,8 +126,9 @@ export class RowsExchange {
     wanted: readonly Uint32Array[] | null,
   ): readonly RowsOfPush[] {
     const count = this.#shards;
-    if (count === 1) return [this.#pushed(gradients, step, wanted)];
-    const cut = gradients.map((rows, t) => cutRows(rows, this.#shapes[t]!.width, count));
+    const moving = gradients.map((rows, t) => withoutFrozen(rows, this.#frozen[t]!));
+    if (count === 1) return [this.#pushed(moving, step, wanted)];
+    const cut = moving.map((rows, t) => cutRows(rows, this.#shapes[t]!.width, count));
     const keys = wanted?.map((each) => cutKeys(each, count)) ?? null;
     return Array.from({ length: count }, (_, shard) =>
       this.#pushed(
@@ -163,6 +175,22 @@ export class RowsExchange {
       generation: first!.generation,
     };
   }
+}
+
+const ALL_FROZEN: FrozenRows = { has: () => true };
+
+/** @param rows their values are moved together where some are left out. */
+function withoutFrozen(rows: TableRows, frozen: FrozenRows | null): TableRows {
+  if (frozen === null || rows.keys.length === 0) return rows;
+  const width = rows.values.length / rows.keys.length;
+  const keys = rows.keys.filter((key) => !frozen.has(key));
+  let to = 0;
+  for (const [i, key] of rows.keys.entries()) {
+    if (frozen.has(key)) continue;
+    rows.values.copyWithin(to, i * width, (i + 1) * width);
+    to += width;
+  }
+  return { keys, values: rows.values.subarray(0, to) };
 }
 
 /** Keys in pieces whose rows fit into a message. */
