@@ -1,11 +1,21 @@
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
+import { LIMITS } from '../../shared/limits.ts';
 import { type FetchProgress, fetchMnist } from '../../worker/data/fetch.ts';
 import { mnistCacheFolder } from '../../worker/data/mnist.ts';
-import { EXIT, examples, jsonOption, print, printJson, untilInterrupted } from '../options.ts';
+import {
+  EXIT,
+  examples,
+  jsonOption,
+  print,
+  printJson,
+  untilInterrupted,
+  whole,
+} from '../options.ts';
 import type { Screen } from '../output/progress.ts';
 import type { InspectOptions } from './inspect.ts';
 import { addTableOptions } from './table-options.ts';
+import type { VectorsOptions } from './word-vectors.ts';
 
 /** `downpour data`: fetch MNIST, and look at what a data set holds before training on it. */
 
@@ -15,7 +25,7 @@ interface MnistCommandOptions {
   readonly json?: boolean;
 }
 
-/** Adds `data mnist` and `data inspect`. */
+/** Adds `data mnist`, `data inspect` and `data vectors`. */
 export function registerDataCommands(program: Command): void {
   const data = program
     .command('data')
@@ -60,6 +70,47 @@ export function registerDataCommands(program: Command): void {
     .action(async (path: string | undefined, options: InspectOptions) => {
       const { inspectCommand } = await import('./inspect.ts');
       await inspectCommand(path, options);
+    });
+  registerVectors(data);
+}
+
+function registerVectors(data: Command): void {
+  data
+    .command('vectors')
+    .description(
+      'print what the word vectors of a file have learnt: nearest words, analogies, similarities',
+    )
+    .argument(
+      '<file>',
+      'word vectors of word2vec (.bin, .txt), GloVe (.txt), fastText (.vec) or wink-embeddings (.json)',
+    )
+    .option(
+      '--top <words>',
+      'number of the most frequent words that are used',
+      whole(1, LIMITS.rowIdsMax),
+      30_000,
+    )
+    .option('--near <word...>', 'words whose nearest words are printed')
+    .option('--neighbours <number>', 'nearest words of each', whole(1, 1_000), 8)
+    .option(
+      '--analogies <file>',
+      'questions as in questions-words.txt of word2vec: prints the share of right answers',
+    )
+    .option(
+      '--similarity <file>',
+      'pairs of words with a number, as in wordsim353.tsv: prints the rank correlation',
+    )
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      examples(
+        'downpour data vectors glove.6B.100d.txt --near king paris',
+        'downpour data vectors vectors.bin --analogies questions-words.txt',
+      ),
+    )
+    .action(async (path: string, options: VectorsOptions) => {
+      const { vectorsCommand } = await import('./word-vectors.ts');
+      await vectorsCommand(path, options);
     });
 }
 
