@@ -98,6 +98,8 @@ export class ShardedRun {
   readonly shards: Shard[];
   readonly run: Run;
   readonly told: ShardCommand[] = [];
+  /** Why shards have not taken initial rows. */
+  readonly refused: string[] = [];
   readonly #compressor: ReturnType<typeof createCompressor>;
   #landed = { squares: 0, problem: null as string | null, finite: true };
   #sent: Sent[] = [];
@@ -148,9 +150,7 @@ export class ShardedRun {
             this.#sent.push({ session, pull, values: this.#decode(index, payload) });
           },
           sendRows: (_, __, bytes) => void this.#rowsSent.push(bytes),
-          rowsRefused: (_, __, why) => {
-            throw new Error(why);
-          },
+          rowsRefused: (_, __, why) => void this.refused.push(why),
           rowFacts: (_, facts) => this.run.rowParts!.note(index, facts),
         }),
     );
@@ -464,6 +464,11 @@ export class ShardedRun {
       this.shards[k]!.part({ run: 'r', session: 's', sequence }, part);
     }
     const { squares, problem } = this.#landed;
+    // All commands have been carried out.
+    const rowStep = this.run.tables?.rowStep;
+    if (this.#rowsLanded.some((of) => of.rowStep !== rowStep)) {
+      throw new Error(`row step ${rowStep} is not that of all shards`);
+    }
     const others: PushPartsLanded = {
       ...{ session: 's', squares, problem },
       ...(rows && { rows: this.#rowsLanded }),

@@ -2,9 +2,11 @@ import { describe, expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
 import { checkShardCommand, type ShardCommand } from '../../server/core/shard-command.ts';
 import { rowsElsewhere } from '../../server/core/tables/row-parts.ts';
+import { abilitiesOf, lackOf } from '../../server/fleet/suitability.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { shardOfRow } from '../../shared/row-shards.ts';
 import { encodeRows } from '../../shared/rows.ts';
+import { ROW_SHARDS_HEADER, TABLES_HEADER } from '../../shared/tables.ts';
 import { cutForShards, ShardedRun } from '../support/shards.ts';
 
 /** A run with tables on several shards is the run on one, whatever happens to it. */
@@ -187,10 +189,9 @@ describe('what is decided about a push is decided for its rows on all shards', (
     expect(run.run.phase).toBe('training');
   });
 
-  test('initial rows of a worker go to their shards, and are refused whole', () => {
-    const run = new ShardedRun(4, config);
+  /** A worker that was asked for initial parameters sends rows with all keys. */
+  function beginning(run: ShardedRun) {
     const keys = Uint32Array.from({ length: 40 }, (_, i) => i);
-    const values = Float32Array.from({ length: 80 }, (_, i) => i / 8);
     const asked = { call: 'assign', worker: 'w/1', ahead: 2, now: 0 } as const;
     const assignment = run.run.call(asked);
     const { grant } = assignment as Extract<typeof assignment, { kind: 'initialise' }>;
@@ -199,6 +200,13 @@ describe('what is decided about a push is decided for its rows on all shards', (
         { call: 'initialRows', worker: 'w/1', grant, session: 's' },
         encodeRows(run.run.tables!.shapes, [{ keys, values }], 'f32'),
       );
+    return { keys, send };
+  }
+  const values = Float32Array.from({ length: 80 }, (_, i) => i / 8);
+
+  test('initial rows of a worker go to their shards, and are refused whole if one is not finite', () => {
+    const run = new ShardedRun(4, config);
+    const { keys, send } = beginning(run);
     const before = run.rows();
     expect(() => send(values.with(33, Number.NaN))).toThrow('NaN or infinity');
     expect(run.rows()).toEqual(before);
@@ -206,6 +214,30 @@ describe('what is decided about a push is decided for its rows on all shards', (
     expect(run.rows()).toEqual([{ keys, values }]);
     run.train();
     expect(run.run.phase).toBe('finished');
+    for (const shard of run.shards) shard.look(1);
+    expect(run.run.detail(0).tables).toMatchObject([{ rows: 40, pretrained: 40 }]);
+  });
+
+  test('initial rows that do not fit are refused by each shard, and all go on alike', () => {
+    const run = new ShardedRun(4, {
+      ...COURSE,
+      tables: { word: { rows: 'hash', width: 2, rowsMax: 4 } },
+    });
+    const { send } = beginning(run);
+    expect(() => send(values)).toThrow('set tables.word.rowsMax higher');
+    expect(run.refused).toHaveLength(3);
+    run.train();
+    expect(run.run.phase).toBe('finished');
+  });
+
+  test('a worker that looks for all rows on the server gets no such run', () => {
+    const { run } = new ShardedRun(2, config);
+    const headers = { [TABLES_HEADER]: 'yes' };
+    expect(lackOf(abilitiesOf(headers), run)).toMatchObject({
+      code: 'DP_PROTOCOL_VERSION',
+      message: expect.stringContaining('a server without shards'),
+    });
+    expect(lackOf(abilitiesOf({ ...headers, [ROW_SHARDS_HEADER]: 'yes' }), run)).toBeNull();
   });
 });
 

@@ -43,11 +43,12 @@ export class RowParts {
         cut.map((parts) => parts[index]!),
         'f32',
       );
-    this.#tables.begin(partOf(0));
     for (let index = 1; index < count; index++) {
       const command = { kind: 'beginRows', run: this.#run, session } as const;
       this.#shards.tellOne(index, command, floatsOf(partOf(index)));
     }
+    // Last, since rows that do not fit are a row step too, which all shards must have made.
+    this.#tables.begin(partOf(0));
   }
 
   /** Has the other shards send the rows that a push wanted. */
