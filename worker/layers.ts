@@ -23,7 +23,7 @@ import {
 /**
  * Layers and initial values of *Deep Learning* that TensorFlow.js lacks:
  *
- *     import { initializers, layers } from 'downpour/layers';
+ *     import { initializers, layers, losses } from 'downpour/layers';
  *
  * They are saved and loaded with a LayersModel as its own are; a program that loads such a model
  * imports this module first. What TensorFlow.js has is not here: docs/layers.md lists it.
@@ -493,3 +493,4 @@ export const layers = {
   ...{ globalContrast: globalContrastLayer, localContrast: localContrastLayer },
 };
 export const initializers = { sparse, echoState };
+export { losses } from './class-losses.ts';
