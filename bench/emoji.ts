@@ -1,11 +1,11 @@
-import { copyFileSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { initCommand } from '../cli/init/init.ts';
 import { train } from '../library/index.ts';
 import { random } from '../shared/random.ts';
+import { writeNsfwjs } from '../test/support/nsfwjs.ts';
 import { type DataPackage, fetchedPackage } from './packages.ts';
 
 /**
@@ -25,13 +25,6 @@ const STEPS = 300;
 /** The stream of random numbers that choose pictures. */
 const STREAM = 1;
 
-const NSFWJS: DataPackage = {
-  registry: 'npm',
-  name: 'nsfwjs',
-  version: '4.3.0',
-  sha512:
-    'WTKDte0vp1X97N1h34P79G/hG+sVT3+TnDz9di1WseIJR93v11E4viNX7Vg9WsO6HYoR772Nzq2iM8jo3XBZ+g==',
-};
 const EMOJI: DataPackage = {
   registry: 'npm',
   name: 'emoji-datasource-twitter',
@@ -48,19 +41,6 @@ const CATEGORIES = [
   'Smileys & Emotion',
   'Travel & Places',
 ];
-
-/** The package has its files as scripts: the topology as an object, the weights as base64. @returns the model.json. */
-function writeModel(folder: string): string {
-  const load = createRequire(import.meta.url);
-  const from = join(fetchedPackage(NSFWJS), 'dist/models/mobilenet_v2');
-  const json = load(join(from, 'model.min.js'));
-  const path = join(folder, 'model.json');
-  writeFileSync(path, JSON.stringify({ format: 'layers-model', ...json }));
-  const [shard] = json.weightsManifest[0].paths;
-  const weights: string = load(join(from, 'group1-shard1of1.min.js'));
-  writeFileSync(join(folder, shard), Buffer.from(weights, 'base64'));
-  return path;
-}
 
 interface Emoji {
   readonly image: string;
@@ -105,7 +85,7 @@ function writePictures(folder: string, seed: number): void {
 
 const folder = await mkdtemp(join(tmpdir(), 'downpour-emoji-'));
 try {
-  const from = writeModel(folder);
+  const from = writeNsfwjs(folder);
   const data = join(folder, 'pictures');
   const common = { data, yes: true, force: true };
   const kinds = {
