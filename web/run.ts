@@ -21,7 +21,7 @@ import {
   workersHere,
   workersOf,
 } from './run/cards.ts';
-import { RunCharts } from './run/charts.ts';
+import { namesOfMetrics, RunCharts } from './run/charts.ts';
 import { labelsOf } from './run/labels.ts';
 import { logOf } from './run/log.ts';
 import { RunTiles } from './run/tiles.ts';
@@ -64,6 +64,7 @@ class RunScreen implements View {
   readonly #log = h('div', {});
   readonly #looks = h('section', { class: 'card full', 'aria-label': 'Looks at this model' });
   readonly #sampling = samplingCard();
+  readonly #metricsCard = chartCard(this.#charts.metrics);
   readonly #page: HTMLElement;
   readonly #missing: HTMLElement;
 
@@ -141,6 +142,7 @@ class RunScreen implements View {
     setText(this.#name, id);
     this.#looks.hidden = true;
     this.#examplesCard.hidden = true;
+    this.#metricsCard.hidden = true;
     this.#page = this.#build();
     this.#missing = emptyState(
       'No such run',
@@ -203,7 +205,9 @@ class RunScreen implements View {
         { class: 'cards' },
         withClass(chartCard(loss, this.#charts.logarithmic.element), 'wide'),
         withClass(card('Early stopping', this.#stopping), 'narrow'),
-        ...[error, rate, norm, speed, staleness].map((chart) => chartCard(chart)),
+        chartCard(error),
+        this.#metricsCard,
+        ...[rate, norm, speed, staleness].map((chart) => chartCard(chart)),
         this.#examplesCard,
         ...this.#observations.plots,
         card('Checkpoints', this.#checkpoints),
@@ -248,6 +252,7 @@ class RunScreen implements View {
     if (!this.#metrics || !run) return;
     this.#isDrawn = true;
     this.#charts.show(run, this.#metrics);
+    this.#metricsCard.hidden = namesOfMetrics(this.#metrics.evaluations).length === 0;
     this.element.dataset.step = String(this.#readStep);
   }
 

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Engine, openEngine } from '../../worker/engine.ts';
+import { loadExperiment } from '../../worker/experiment.ts';
 import { findBrowser } from '../support/browser.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
 import {
@@ -366,6 +367,28 @@ describe.skipIf(skipped)('the dashboard', () => {
     }
     await picture(page, 'cluster-alert');
     cluster.work('digits-live', 'ada');
+  });
+
+  test('a group that thaws while the page is open, and a curve for each loss of an objective', async () => {
+    const file = join(FIXTURES, 'two-losses.ts');
+    const { config } = await loadExperiment(file);
+    await cluster.createRun('two-losses', file, config!);
+    await page.goto(`${cluster.url}/#/runs/two-losses`);
+    const state = page.getByRole('region', { name: 'Groups of parameters' }).locator('td').last();
+    await state.filter({ hasText: /^frozen until step 20$/ }).waitFor();
+    const losses = page.locator('[aria-label^="Losses and metrics: "]');
+    expect(await losses.isVisible()).toBe(false);
+    await cluster.work('two-losses', 'lin').done;
+    await state.filter({ hasText: /^trained from step 20 on$/ }).waitFor();
+    const { evaluations } = await cluster.client.metrics('two-losses');
+    const { metrics, step } = evaluations.findLast(({ part }) => part === 'validation')!;
+    expect(Object.keys(metrics)).toEqual(['distance', 'size']);
+    expect(step).toBe(40);
+    const short = (value: number) => String(Number(value.toPrecision(4)));
+    await expect
+      .poll(() => losses.getAttribute('aria-label'))
+      .toContain(`distance ${short(metrics.distance!)}, size ${short(metrics.size!)}`);
+    await picture(page, 'run-losses');
   });
 
   test('an operator names, tags, notes and archives a run', async () => {

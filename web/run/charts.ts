@@ -14,6 +14,8 @@ export class RunCharts {
   readonly error = new Chart('Validation error', {
     empty: 'The first evaluation is still to come',
   });
+  /** Losses and metrics of the experiment, by name. */
+  readonly metrics = new Chart('Losses and metrics');
   readonly rate = new Chart('Learning rate');
   readonly norm = new Chart('Gradient norm');
   readonly speed = new Chart('Throughput');
@@ -33,6 +35,7 @@ export class RunCharts {
     const measured = evaluations.filter(({ part }) => part === 'train');
     this.#showLoss(run, metrics.training, validation, measured);
     this.#showError(run, validation, measured);
+    this.#showMetrics(validation);
     this.#showRate(metrics.training);
     this.#showNorm(metrics.training);
     this.speed.show(throughputOf(metrics.training));
@@ -40,8 +43,8 @@ export class RunCharts {
   }
 
   destroy(): void {
-    const { loss, error, rate, norm, speed, staleness } = this;
-    for (const chart of [loss, error, rate, norm, speed, staleness]) chart.destroy();
+    const { loss, error, metrics, rate, norm, speed, staleness } = this;
+    for (const chart of [loss, error, metrics, rate, norm, speed, staleness]) chart.destroy();
   }
 
   #showLoss(
@@ -99,6 +102,24 @@ export class RunCharts {
     });
   }
 
+  /** Several losses of an objective are among the metrics of its evaluations, each under its name. */
+  #showMetrics(validation: readonly Evaluation[]): void {
+    const names = namesOfMetrics(validation);
+    const valuesOf = (name: string) => validation.map(({ metrics }) => metrics[name] ?? null);
+    const all = names.flatMap(valuesOf);
+    this.metrics.show({
+      ...STEPS,
+      curves: names.map((name, color) => ({
+        ...{ label: name, color, y: valuesOf(name) },
+        x: validation.map(({ step }) => step),
+        draw: validation.length > 60 ? 'line' : 'points',
+      })),
+      yLabel: 'on the validation part',
+      formatY: short,
+      yLog: spansDecades(all) && all.every((value) => value === null || value > 0),
+    });
+  }
+
   #showRate(training: Metrics['training']): void {
     const hasMomentum = training.momentum.some((value) => value !== null);
     this.rate.show({
@@ -129,6 +150,11 @@ export class RunCharts {
     });
   }
 }
+
+/** Those of all evaluations, in the order of their first one. */
+export const namesOfMetrics = (evaluations: readonly Evaluation[]) => [
+  ...new Set(evaluations.flatMap(({ metrics }) => Object.keys(metrics))),
+];
 
 const STEPS = { xLabel: 'step', formatX: compact };
 
