@@ -103,26 +103,26 @@ export async function runTogether(loads: readonly Load[], seconds: number): Prom
   };
 }
 
-/** @returns gradients of some rows, and the keys of others, as a push ends with them. */
-export function touchedRows({ rows, width, touched }: TouchedRows, seed: number) {
-  const draw = random(seed, 1);
-  const keysOf = () => {
+/** Different minibatches of a worker, one after the other. */
+const MINIBATCHES = 16;
+
+/** @returns gradients of the rows of a minibatch, and the keys of those of the next one, as a push ends with them. */
+export function touchedRows({ rows, width, touched }: TouchedRows, minibatch: number) {
+  const keysOf = (seed: number) => {
+    const draw = random(seed % MINIBATCHES, 1);
     const keys = new Set<number>();
     while (keys.size < touched) keys.add(draw.below(rows));
     return Uint32Array.from(keys).sort();
   };
   const values = new Float32Array(touched * width).fill(1e-3);
   const shape = { name: 'word', width, keysMax: rows };
-  const gradients = encodeRows([shape], [{ keys: keysOf(), values }], 'f32');
-  const keys = encodeKeys([keysOf()]);
+  const gradients = encodeRows([shape], [{ keys: keysOf(minibatch), values }], 'f32');
+  const keys = encodeKeys([keysOf(minibatch + 1)]);
   const tail = new Uint8Array(gradients.length + keys.length);
   tail.set(gradients);
   tail.set(keys, gradients.length);
   return { tail, bytes: gradients.length, wanted: keys.length };
 }
-/** Different pushes of a worker, one after the other. */
-const TAILS = 16;
-
 // Inside the process.
 
 /** One worker, and what it does now. */
@@ -189,7 +189,7 @@ class Simulated {
 function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<Link> {
   const { url, run, transport, elements, push, token, rows: touched } = to;
   const tails = touched
-    ? Array.from({ length: TAILS }, (_, i) => touchedRows(touched, i))
+    ? Array.from({ length: MINIBATCHES }, (_, i) => touchedRows(touched, i))
     : undefined;
   let rowStep = 0;
   let pushes = 0;
@@ -228,7 +228,7 @@ function openClient(to: ServerEnd, worker: string, answered: Answered): Promise<
         client.pushReady({ ...plain, encoding: push }, payloads);
         return;
       }
-      const { tail, bytes, wanted } = tails[pushes++ % TAILS]!;
+      const { tail, bytes, wanted } = tails[pushes++ % MINIBATCHES]!;
       const rows = { step: rowStep, encoding: 'f32' as const, bytes, wanted };
       client.pushReady({ ...plain, encoding: push, rows }, payloads, [{ rows, tail }]);
     },

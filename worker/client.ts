@@ -75,7 +75,10 @@ export interface ClientOptions {
 export interface Received {
   readonly message: Exclude<ServerMessage, { type: 'error' | 'standby' | 'rows' }>;
   readonly payload: Float32Array;
-  /** Rows of tables that came with it, as `encodeRows` has them, from each shard; the receiver's own. */
+  /**
+   * Rows of tables that came with it, as `encodeRows` has them, from each shard. They are the receiver's until it asks for the
+   * next message.
+   */
   readonly rows?: readonly Uint8Array[];
   /** Gives the payload's memory back, to be received into again; absent: it is never used again. */
   readonly release?: () => void;
@@ -85,6 +88,7 @@ export interface Received {
 interface InTransit extends Received {
   readonly pull?: Pull;
   readonly rowPull?: RowPull;
+  readonly releaseRows?: () => void;
 }
 
 /**
@@ -120,6 +124,8 @@ export class Client implements RowPuller {
   readonly #pulled = new Memories(MEMORIES_KEPT);
   readonly #decoder = createDecoder();
   #received: InTransit[] = [];
+  /** Gives the memory of the last message's rows back. */
+  #releaseRows: (() => void) | undefined;
   /** To the shards of the run; null: the server has all of it. */
   #links: ShardLinks | null = null;
   readonly #requests = new RowRequests();
@@ -223,8 +229,11 @@ export class Client implements RowPuller {
   async next(): Promise<Received> {
     for (;;) {
       this.#options.signal.throwIfAborted();
+      this.#releaseRows?.();
+      this.#releaseRows = undefined;
       if (this.hasReceived) {
-        const { pull, rowPull: _, ...received } = this.#received.shift()!;
+        const { pull, rowPull: _, releaseRows, ...received } = this.#received.shift()!;
+        this.#releaseRows = releaseRows;
         if (!pull) return received;
         return { ...received, payload: pull.values.subarray(0, pull.elements) };
       }
@@ -624,7 +633,11 @@ export class Client implements RowPuller {
 
   /** Rows that came with a `work`; others may come from the shards. @param bytes are copied. */
   #rowsOf({ pull }: NonNullable<Work['rows']>, bytes: Uint8Array) {
-    if (pull === undefined) return { rows: [bytes.slice()] };
+    if (pull === undefined) {
+      const own = this.#pulled.take(bytes.length);
+      own.bytes.set(bytes);
+      return { rows: [own.bytes], releaseRows: own.release };
+    }
     const links = this.#mustHaveLinks();
     const rowPull = links.rows(pull);
     links.takeRows(0, pull, bytes);

@@ -3,6 +3,8 @@ import { LIMITS } from '../../shared/limits.ts';
 import { fragmentsOf } from '../../shared/local-steps.ts';
 import type { Acknowledgement, ServerMessage, Work } from '../../shared/protocol.ts';
 import type { Connection } from '../../wire/connection.ts';
+import { Memories } from '../../wire/memories.ts';
+import type { Landing } from '../../wire/receiver.ts';
 import type { Assignment, SentTo } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
 import { fragmentBytes } from '../core/snapshot.ts';
@@ -26,6 +28,9 @@ export interface Outlet {
   readonly replication: Pick<Replication, 'whenSafe'> | null;
 }
 
+/** Answers with rows under way, usually; more of them get memory of their own. */
+const ROOMS_KEPT = 2;
+
 /** What one worker is sent: answers to its pushes with work and parameters, and all other messages. */
 export class WorkerAnswers {
   readonly #connection: Connection;
@@ -37,6 +42,8 @@ export class WorkerAnswers {
   readonly sent: Writable<SentTo>;
   /** Length of the largest payload so far. */
   #answerBytes = 0;
+  /** For the rows of answers: what a socket has been handed is not written to. */
+  readonly #rooms = new Memories(ROOMS_KEPT);
   /** Keys of the rows that the last push of a worker wanted; null: none. */
   #wanted: Wanted | null = null;
   /** How often several shards have sent it rows together. */
@@ -118,9 +125,9 @@ export class WorkerAnswers {
       ...(rows && { rows: rows.header }),
       pull: work?.pull ?? null,
     };
-    if (rows) this.#answerBytes = Math.max(this.#answerBytes, rows.bytes.length);
+    if (rows) this.#answerBytes = Math.max(this.#answerBytes, rows.room.bytes.length);
     if (!payload) {
-      this.send(header, rows ? [rows.bytes] : []);
+      this.send(header, rows ? [rows.room.bytes] : [], rows?.room.release);
       return;
     }
     // Header and shared payload are never joined in memory.
@@ -135,9 +142,10 @@ export class WorkerAnswers {
             index: fragment,
             count: fragmentsOf(run.config),
           });
-    this.send(header, rows ? [...parts, rows.bytes] : parts, () => {
+    this.send(header, rows ? [...parts, rows.room.bytes] : parts, () => {
       payload.release();
       memory.sent(payload);
+      rows?.room.release();
     });
   }
 
@@ -149,12 +157,16 @@ export class WorkerAnswers {
     this.#wanted = null;
     run.sendsRows(worker);
     const encoding = tables.pullEncoding;
-    const bytes = tables.read(keys, encoding, null);
-    const header = { step: tables.rowStep, encoding, bytes: bytes.length };
-    if (!run.rowParts) return { bytes, header };
+    let room!: Landing;
+    tables.read(keys, encoding, null, (bytes) => {
+      room = this.#rooms.take(bytes);
+      return room.bytes;
+    });
+    const header = { step: tables.rowStep, encoding, bytes: room.bytes.length };
+    if (!run.rowParts) return { room, header };
     const pull = this.nextRowPull();
     run.rowParts.sendWanted(this.sent.session, sequence, pull);
-    return { bytes, header: { ...header, pull } };
+    return { room, header: { ...header, pull } };
   }
 
   /** Notes what the worker has from now on. */

@@ -244,19 +244,22 @@ export class RunTables {
 
   /**
    * Rows as bytes, for one message. Changes nothing.
-   * @param capture null: as they are.
+   * @param capture null: as they are. @param take memory of so many bytes, with anything in it.
    */
   read(
     keys: readonly Uint32Array[],
     encoding: 'f32' | 'bf16',
     capture: number | null,
-  ): Uint8Array<ArrayBuffer> {
+    take: (bytes: number) => Uint8Array = (bytes) => new Uint8Array(bytes),
+  ): Uint8Array {
     const counts = keys.map(({ length }) => length);
-    const bytes = new Uint8Array(rowBytes(this.shapes, counts, encoding));
+    const bytes = take(rowBytes(this.shapes, counts, encoding));
     let at = 0;
     for (const [i, table] of this.#tables.entries()) {
       at = writeKeys(keys[i]!, bytes, at);
       const end = at + rowValueBytes(encoding, counts[i]!, table.width);
+      // Behind an odd number of values in bf16 there are two bytes of padding.
+      if (counts[i]! > 0) bytes.fill(0, end - 2, end);
       table.write(keys[i]!, capture, encoding, bytes.subarray(at, end));
       at = end;
     }
