@@ -14,6 +14,7 @@ import {
   registerLookCommands,
   registerPredict,
   registerReport,
+  registerSample,
   registerServeModel,
 } from './trained/commands.ts';
 import { registerWork } from './workers/commands.ts';
@@ -74,6 +75,7 @@ export function createProgram(outcome: Outcome): Command {
   registerReport(program);
   registerPredict(program);
   registerServeModel(program);
+  registerSample(program);
   registerInit(program);
   registerCompletion(program);
   registerCheck(program, outcome);

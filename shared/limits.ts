@@ -30,6 +30,9 @@ export const LIMITS = {
   vocabularySizeMax: 2 ** 20,
   /** Tokens of one example. */
   textLengthMax: 2 ** 20,
+  /** Tokens that `downpour sample` writes, and the highest temperature. */
+  sampledTokensMax: 100_000,
+  temperatureMax: 100,
   /** Fields of an example, masks included. */
   fieldsMax: 64,
   /** Seconds that one read of a source of examples may take, and the most that a source may ask for. */

@@ -110,13 +110,18 @@ const TextReadingSchema = Type.Object(
     as: Type.Union([Type.Literal('next'), Type.Literal('padded')]),
     /** Column of the texts in a table. Absent: each text was a file, or the experiment had them. */
     column: Type.Optional(name),
+    /** Of a table: where given. */
     encoding: Type.Optional(Type.String()),
+    delimiter: Type.Optional(Type.String()),
   },
   closed,
 );
 export type TextReading = Static<typeof TextReadingSchema>;
 /** What turns a text into tokens, and tokens into text. */
-export type TokensReading = Omit<TextReading, 'kind' | 'length' | 'as' | 'column' | 'encoding'>;
+export type TokensReading = Omit<
+  TextReading,
+  'kind' | 'length' | 'as' | 'column' | 'encoding' | 'delimiter'
+>;
 
 const ReadingSchema = Type.Union([TableReadingSchema, ImageReadingSchema, TextReadingSchema]);
 export type Reading = Static<typeof ReadingSchema>;

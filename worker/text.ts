@@ -12,6 +12,9 @@ export {
   type TextWindowsOptions,
   textWindows,
 } from './data/sources/text.ts';
+export type { TextData, TextExampleOptions } from './data/texts/text-examples.ts';
+export { loadTextFolder, type TextFolderOptions } from './data/texts/text-folder.ts';
+export { loadTextTable, type TextTableOptions } from './data/texts/text-table.ts';
 export { tokenizerFile } from './data/texts/tokenizer-file.ts';
 export type { TextUnit } from './data/texts/units.ts';
 export {

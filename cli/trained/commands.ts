@@ -1,4 +1,5 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { LIMITS } from '../../shared/limits.ts';
 import {
   addTokenOptions,
   dataOption,
@@ -16,6 +17,7 @@ import type { LookOptions } from './look.ts';
 import type { PredictOptions } from './predict.ts';
 import type { RefuseOptions } from './refuse.ts';
 import type { ReportOptions } from './report.ts';
+import type { SampleOptions } from './sample.ts';
 import type { ServeModelOptions } from './serve-model.ts';
 
 /** Names, options and help of the commands that read a trained model. */
@@ -85,7 +87,7 @@ export function registerReport(program: Command): void {
     });
 }
 
-/** Where the model of `predict` and `serve-model` comes from. */
+/** Where the model of `predict`, `serve-model` and `sample` comes from. */
 function addModelOptions(command: Command): Command {
   return addTokenOptions(
     command
@@ -95,13 +97,9 @@ function addModelOptions(command: Command): Command {
           'checkpoint of the run (default: final if the run has finished, otherwise best)',
         ).choices(['best', 'last', 'final']),
       )
-      .addOption(
-        new Option(
-          '--unknown <what>',
-          'a category that the model has never seen: error, or none: it sets none of the inputs of its column',
-        )
-          .choices(['error', 'none'])
-          .default('error'),
+      .option(
+        '--tokenizer <file>',
+        'file of the tokenizer that the run was trained with (default: where it was then)',
       )
       .addOption(experimentsOption())
       .addOption(serverOption())
@@ -109,6 +107,14 @@ function addModelOptions(command: Command): Command {
       .addOption(engineOption()),
   );
 }
+
+const unknownOption = () =>
+  new Option(
+    '--unknown <what>',
+    'a category that the model has never seen: error, or none: it sets none of the inputs of its column',
+  )
+    .choices(['error', 'none'])
+    .default('error');
 
 /** `predict`. */
 export function registerPredict(program: Command): void {
@@ -123,7 +129,7 @@ export function registerPredict(program: Command): void {
       'files and folders of the same kind as the training data; targets are optional',
     )
     .option('--out <file>', 'CSV file to write (default: print the predictions)');
-  addModelOptions(command)
+  addModelOptions(command.addOption(unknownOption()))
     .addOption(jsonOption())
     .addHelpText(
       'after',
@@ -149,7 +155,7 @@ export function registerServeModel(program: Command): void {
     .argument('<run or file>', 'name of a run, or a checkpoint file')
     .option('--host <host>', 'address to listen on', '127.0.0.1')
     .option('--port <port>', 'port to listen on; 0 takes a free one', whole(0, 65_535), 7430);
-  addModelOptions(command)
+  addModelOptions(command.addOption(unknownOption()))
     .addHelpText(
       'after',
       `
@@ -163,6 +169,52 @@ ${examples('downpour serve-model penguins-3f2a1c', 'downpour serve-model model/c
       const { serveModelCommand } = await import('./serve-model.ts');
       await serveModelCommand(what, { ...options, stateGiven: isStateGiven(command) });
     });
+}
+
+/** `sample`. */
+export function registerSample(program: Command): void {
+  const command = program
+    .command('sample')
+    .description('write a text by a language model: characters, words or tokens of a tokenizer')
+    .argument('<run or file>', 'name of a run, or a checkpoint file')
+    .option('--prompt <text>', 'beginning of the text', '')
+    .option('--length <tokens>', 'tokens to write', whole(1, LIMITS.sampledTokensMax), 200)
+    .option(
+      '--temperature <t>',
+      'what the logits are divided by: below 1, likely tokens become more likely; 0 always takes the most likely one',
+      temperature,
+      1,
+    )
+    .option(
+      '--top <k>',
+      'draw only from the k most likely tokens (default: from all)',
+      whole(1, LIMITS.vocabularySizeMax),
+    )
+    .option(
+      '--seed <n>',
+      'the same seed writes the same text (default: another one each time)',
+      whole(0, Number.MAX_SAFE_INTEGER),
+    );
+  addModelOptions(command)
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      `
+The run must be a language model: its data come from \`textWindows\`, and it gives logits for the token after each token, as the
+experiments of \`downpour init\` for a text do. It reads as many tokens as its windows have. The data are not needed. The text is
+written while it is made; Ctrl-C ends it. The same seed gives the same text on the same engine.
+${examples('downpour sample book-3f2a1c --prompt "The king" --length 500', 'downpour sample book-3f2a1c --temperature 0.7 --top 40 --seed 1')}`,
+    )
+    .action(async (what: string, options: SampleOptions) => {
+      const { sampleCommand } = await import('./sample.ts');
+      await sampleCommand(what, { ...options, stateGiven: isStateGiven(command) });
+    });
+}
+
+function temperature(text: string): number {
+  const value = Number(text);
+  if (value >= 0 && value <= LIMITS.temperatureMax && text.trim() !== '') return value;
+  throw new InvalidArgumentError(`Write a number from 0 to ${LIMITS.temperatureMax}, like 0.7.`);
 }
 
 /** Which parameters are looked at, on which examples. */

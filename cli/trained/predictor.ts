@@ -13,7 +13,7 @@ import { copyScaled, scalerOf } from '../../worker/data/transform.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { vectorOf } from '../../worker/layers-format.ts';
-import { buildModel, type Model } from '../../worker/model.ts';
+import { buildModel, type Model, type NamedOutput } from '../../worker/model.ts';
 import { lossNames } from '../../worker/outputs.ts';
 import {
   type About,
@@ -60,6 +60,10 @@ export interface Predictor {
   encode(examples: readonly unknown[]): PredictorInputs;
   /** @param inputs as `encode` gives them. */
   predict(inputs: PredictorInputs, examples: number): Promise<Prediction[]>;
+  /** What the model says to one example, as it is. @param inputs standardised */
+  outputs(inputs: Float32Array): Promise<readonly NamedOutput[]>;
+  /** The tokenizer of a run that names its file. */
+  readonly tokenizer: Tokenizer | undefined;
   close(): void;
 }
 
@@ -115,6 +119,11 @@ export async function openPredictor(what: string, options: PredictorOptions): Pr
     };
     return {
       ...{ facts, data, about, predict, reading: about.reading ?? null },
+      tokenizer,
+      outputs: (values) =>
+        model.outputs(
+          minibatchOf(data, { [ONE_INPUT]: { values, shape: data.inputs.shape } }, 0, 1),
+        ),
       encode: (examples) => inputsOf(about, examples, tokenizer),
       predictColumn: (column) => {
         const shape = column.shape.slice(1);

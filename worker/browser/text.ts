@@ -13,4 +13,6 @@ const noFiles = (name: string) => (): never => {
   );
 };
 export const textWindows: Original['textWindows'] = noFiles('textWindows');
+export const loadTextFolder: Original['loadTextFolder'] = noFiles('loadTextFolder');
+export const loadTextTable: Original['loadTextTable'] = noFiles('loadTextTable');
 export const tokenizerFile: Original['tokenizerFile'] = noFiles('tokenizerFile');

@@ -31,7 +31,7 @@ export interface FoundImages {
 }
 
 /** Names that folders of parts have. */
-const CONVENTIONAL: Readonly<Record<string, DataPart>> = {
+export const CONVENTIONAL: Readonly<Record<string, DataPart>> = {
   ...{ train: 'train', training: 'train' },
   ...{ validation: 'validation', valid: 'validation', val: 'validation' },
   ...{ test: 'test', testing: 'test' },

@@ -30,7 +30,7 @@ export async function newTextFiles(path: string, { column }: TextReading): Promi
 
 /** @throws DownpourError of reading; DP_EXPERIMENT_INVALID: a table has no column of texts. */
 export async function readNewTexts(file: string, reading: TextReading): Promise<NewTexts> {
-  const { column = 'text', encoding } = reading;
+  const { column = 'text', encoding, delimiter } = reading;
   if (LINES.test(file)) return readNewRows(file);
   if (!TABLES.test(file) && reading.column === undefined) {
     return { examples: [await readTextFile(file, encoding)], lines: null };
@@ -38,7 +38,8 @@ export async function readNewTexts(file: string, reading: TextReading): Promise<
   const examples: string[] = [];
   const lines: number[] = [];
   let at: number | null = null;
-  await readRows(file, encoding === undefined ? {} : { encoding }, (cells, line, { names }) => {
+  const options = { ...(encoding && { encoding }), ...(delimiter && { delimiter }) };
+  await readRows(file, options, (cells, line, { names }) => {
     at ??= names.indexOf(column);
     if (at < 0) throw lacks(file, column, names, ', whose texts the model needs');
     examples.push(cells[at]!);
