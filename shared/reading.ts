@@ -110,7 +110,7 @@ const TextReadingSchema = Type.Object(
     as: Type.Union([Type.Literal('next'), Type.Literal('padded')]),
     /** Column of the texts in a table. Absent: each text was a file, or the experiment had them. */
     column: Type.Optional(name),
-    /** Of a table: where given. */
+    /** As options gave them. */
     encoding: Type.Optional(Type.String()),
     delimiter: Type.Optional(Type.String()),
   },

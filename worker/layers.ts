@@ -7,6 +7,7 @@ import {
   localContrastLayer,
   rowsAndColumns,
 } from './image-layers.ts';
+import { maskedMean } from './masked-mean.ts';
 import { drawNoise, type NoiseSource } from './noise.ts';
 import { resetAfterGru } from './reset-after-gru.ts';
 import { rows } from './rows/layer.ts';
@@ -487,6 +488,7 @@ export const layers = {
     trained,
     adaptivePooling,
     rowsAndColumns,
+    maskedMean,
     resetAfterGru,
     rows,
   },

@@ -11,7 +11,7 @@ export function registerInit(program: Command): void {
     .argument('[file]', 'file to write (default: asks; suggests experiment.ts)')
     .option(
       '--data <what>',
-      'a CSV or Parquet file, a folder of such files with the same columns, a folder of images (one subfolder per class), or mnist',
+      'a CSV or Parquet file, a folder of such files with the same columns, a text, a folder of texts or of images (one subfolder per class), or mnist',
     )
     .option(
       '--target <column>',
@@ -23,6 +23,11 @@ export function registerInit(program: Command): void {
         'kind of prediction (default: from the values of the column)',
       ).choices(['classification', 'regression']),
     )
+    .option(
+      '--text <column>',
+      'column of a table to predict from, by its words (default: if no other column is of use)',
+    )
+    .option('--words', 'predict words instead of characters, for the language model of a text')
     .addOption(new Option('--model <model>', 'model for images').choices(['mlp', 'cnn']))
     .option(
       '--from <file>',
@@ -64,6 +69,10 @@ gives the reason and the first bad line. It also leaves out rows without a targe
 cropped to one size. A target with two different values, or with few whole numbers that start at 0 or 1, is treated as
 classes. Other numbers are treated as a quantity. --task overrides this.
 
+For a text (.txt, .text, .md) or a folder of them, init writes a language model: which character follows, or with --words which
+word. \`downpour sample\` writes texts by it. For a folder with one subfolder of texts per class, and for a table whose
+only useful column has texts, the experiment learns from the words of a text. The vocabulary comes from the training part.
+
 With --from, the experiment uses the layers of a pretrained model up to the last one with features, and gives them a new last
 layer for the classes of the folder. The new layer is trained alone at first. Then the upper third of the layers is trained
 with it, and later the second third, by a tenth of the learning rate. Batch normalisation keeps its averages. Nothing
@@ -72,6 +81,8 @@ ${examples(
   'downpour init',
   'downpour init cars.ts --data examples/data/auto-mpg.csv --target mpg',
   "downpour init sales.ts --data 'sales 2024.csv' --delimiter ';' --decimal , --encoding windows-1252",
+  'downpour init book.ts --data book.txt --words',
+  'downpour init reviews.ts --data reviews.csv --text review --target stars',
   'downpour init digits.ts --data mnist --model cnn',
   'downpour init photos.ts --from mobilenet/model.json --data photos/ --size 96',
 )}`,

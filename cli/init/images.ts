@@ -1,9 +1,9 @@
 import { loadImageFolder } from '../../worker/data/pictures/images.ts';
 import { pictureSizes } from '../../worker/data/pictures/sizes.ts';
 import { groups as thousands } from '../output/progress.ts';
+import { type Draft, LOGITS, minibatchSize, SEARCH, testShare, VALIDATION_SHARE } from './draft.ts';
 import type { Trunk } from './pretrained.ts';
 import { comment } from './source.ts';
-import { type Draft, LOGITS, minibatchSize, SEARCH, testShare, VALIDATION_SHARE } from './table.ts';
 
 /** Experiments for pictures. */
 

@@ -1,13 +1,21 @@
-import { realpath, stat, writeFile } from 'node:fs/promises';
+import { open, realpath, stat, writeFile } from 'node:fs/promises';
 import { basename, dirname, extname, join, relative, resolve, sep } from 'node:path';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
 import { unreadable } from '../../worker/data/files.ts';
+import {
+  beginsAsPicture,
+  OTHER_PICTURE_ENDINGS,
+  PICTURE_ENDINGS,
+} from '../../worker/data/pictures/pictures.ts';
 import { isTableFolder } from '../../worker/data/tables/table-files.ts';
+import { TEXT_FILES } from '../../worker/data/texts/corpus.ts';
+import { filesUnder } from '../../worker/data/texts/text-files.ts';
 import { experimentName } from '../../worker/experiment.ts';
 import { type GivenTableOptions, tableOptionsOf } from '../data/table-options.ts';
 import { EXIT, print, printJson } from '../options.ts';
 import { askAt, Interrupted, type Interview, unasked } from './ask.ts';
+import type { Draft } from './draft.ts';
 import {
   type ImagesRequest,
   imagesDraft,
@@ -16,7 +24,8 @@ import {
   pretrainedDraft,
 } from './images.ts';
 import { code } from './source.ts';
-import { type Draft, type Task, tableDraft } from './table.ts';
+import { type Task, tableDraft } from './table.ts';
+import { languageDraft, textFolderDraft } from './text.ts';
 
 /** `downpour init`: writes an experiment that runs at once, from what the data look like and a few answers. */
 
@@ -24,6 +33,10 @@ export interface InitOptions extends GivenTableOptions {
   readonly data?: string;
   readonly target?: string;
   readonly task?: Task;
+  /** Column of texts to predict from. */
+  readonly text?: string;
+  /** Words instead of characters, for a language model. */
+  readonly words?: boolean;
   readonly model?: ModelKind;
   /** A model.json to begin with. */
   readonly from?: string;
@@ -63,13 +76,13 @@ async function init(
   const path = await answers.answer(file, 'Name of the file?', DEFAULT_FILE, (text) =>
     pathFor(text, options.force === true),
   );
-  const { data, isFolder } = await answers.answer(
+  const { data, kind } = await answers.answer(
     options.data,
-    `Data: a CSV file, a folder of CSV files or of images, ${MNIST}?`,
+    `Data: a CSV file, a text, a folder of CSV files, of texts or of images, ${MNIST}?`,
     MNIST,
     findData,
   );
-  const draft = await draftFor(path, data, isFolder, options, answers);
+  const draft = await draftFor(path, data, kind, options, answers);
   await write(path, draft.source, options.force === true);
   if (options.json) {
     printJson({ file: path, notes: draft.notes });
@@ -131,37 +144,82 @@ async function write(path: string, source: string, force: boolean): Promise<void
   }
 }
 
-async function findData(data: string): Promise<{ data: string; isFolder: boolean }> {
-  if (data === MNIST) return { data, isFolder: false };
+/** `text`: a text, or several without classes. `texts`: a folder with one subfolder of texts for each class. */
+type DataKind = 'mnist' | 'images' | 'table' | 'text' | 'texts';
+
+async function findData(data: string): Promise<{ data: string; kind: DataKind }> {
+  if (data === MNIST) return { data, kind: 'mnist' };
   const entry = await stat(data).catch((error) => {
     throw unreadable(data, error);
   });
+  if (!entry.isDirectory()) {
+    return { data, kind: TEXT_FILES.fits.test(data) ? 'text' : 'table' };
+  }
   // A folder of tables is one table.
-  const isFolder = entry.isDirectory() && !(await isTableFolder(data));
-  return { data, isFolder };
+  if (await isTableFolder(data)) return { data, kind: 'table' };
+  const files = await filesUnder(data);
+  if (files.some(isPictureFile)) return { data, kind: 'images' };
+  const isFlat = files.every((file) => resolve(dirname(file)) === resolve(data));
+  if (isFlat && files.some((file) => TEXT_FILES.fits.test(file))) return { data, kind: 'text' };
+  return { data, kind: !isFlat && (await isText(files[0]!)) ? 'texts' : 'images' };
 }
+
+const isPictureFile = (path: string): boolean =>
+  [...PICTURE_ENDINGS, ...OTHER_PICTURE_ENDINGS].includes(extname(path).toLowerCase());
+
+/** Whether a file without a known ending may be a text: it has no zero byte at its beginning. */
+async function isText(path: string): Promise<boolean> {
+  const file = await open(path);
+  try {
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(HEAD_BYTES), 0, HEAD_BYTES, 0);
+    return !buffer.subarray(0, bytesRead).includes(0) && !beginsAsPicture(buffer);
+  } finally {
+    await file.close();
+  }
+}
+const HEAD_BYTES = 4096;
 
 /** @throws DownpourError DP_USAGE, DP_DATA_MISSING or DP_DATA_CORRUPT. */
 async function draftFor(
   path: string,
   data: string,
-  isFolder: boolean,
+  kind: DataKind,
   options: InitOptions,
   answers: Interview,
 ): Promise<Draft> {
-  mustSuitFrom(options, data, isFolder);
-  const { target, task } = options;
+  mustSuitFrom(options, data, kind === 'images');
+  const { target, task, text } = options;
   const reading = tableOptionsOf(options);
-  if (data === MNIST || isFolder) {
-    const unfit = Object.entries({ target, task, ...reading }).find(
-      ([, value]) => value !== undefined,
+  const unfit = Object.entries({ target, task, text, ...reading }).find(
+    ([, value]) => value !== undefined,
+  );
+  if (unfit && kind !== 'table') {
+    const what = kind === 'text' || kind === 'texts' ? 'texts' : 'images';
+    throw new DownpourError(
+      'DP_USAGE',
+      `--${unfit[0]} is only for tables, but ${data} has ${what}: leave it out`,
     );
-    if (unfit) {
-      throw new DownpourError(
-        'DP_USAGE',
-        `--${unfit[0]} is only for tables, but ${data} has images: leave it out`,
-      );
-    }
+  }
+  if (options.words && kind !== 'text') {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--words is only for the language model of a text, but ${data} is ${KINDS[kind]}: leave it out`,
+    );
+  }
+  if (options.model !== undefined && (kind === 'text' || kind === 'texts')) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--model ${options.model} is for images, but ${data} is ${KINDS[kind]}: leave it out`,
+    );
+  }
+  if (kind === 'text' || kind === 'texts') {
+    const { testFraction } = options;
+    const share = testFraction === undefined ? {} : { testFraction };
+    const request = { data, place: await placeOf(path, data), ...share };
+    if (kind === 'texts') return textFolderDraft(request);
+    return languageDraft({ ...request, words: options.words === true });
+  }
+  if (kind !== 'table') {
     const choose = (fitting: ModelKind) =>
       answers.answer(options.model, 'Model (mlp, cnn)?', fitting, modelOf);
     if (data === MNIST) return mnistDraft(await choose('mlp'));
@@ -183,10 +241,19 @@ async function draftFor(
   const given = {
     ...(target === undefined ? {} : { target }),
     ...(task ? { task } : {}),
+    ...(text === undefined ? {} : { text }),
     ...(testFraction === undefined ? {} : { testFraction }),
   };
   return tableDraft({ data, place: await placeOf(path, data), ...given, reading }, answers);
 }
+
+const KINDS: Readonly<Record<DataKind, string>> = {
+  mnist: 'a set of images',
+  images: 'a folder of images',
+  table: 'a table',
+  text: 'a text',
+  texts: 'a folder of texts',
+};
 
 function modelOf(text: string): ModelKind {
   if (text === 'mlp' || text === 'cnn') return text;

@@ -1,16 +1,18 @@
 import { basename } from 'node:path';
 import { DownpourError } from '../../shared/errors.ts';
+import { shellCommand } from '../../shared/shell.ts';
 import { nearest } from '../../shared/spelling.ts';
 import { corrupt } from '../../worker/data/files.ts';
 import { lookalikes } from '../../worker/data/tables/cells.ts';
 import type { DateOrder } from '../../worker/data/tables/dates.ts';
+import { tableFiles } from '../../worker/data/tables/table-files.ts';
 import {
   type ColumnProfile,
   type ProfileOptions,
   profileTable,
   type TableProfile,
 } from '../../worker/data/tables/table-profile.ts';
-import { summarise } from '../../worker/data/tables/table-summary.ts';
+import { readRows } from '../../worker/data/tables/table-rows.ts';
 import { withOptions } from '../data/table-options.ts';
 import { groups } from '../output/progress.ts';
 import type { Interview } from './ask.ts';
@@ -22,18 +24,24 @@ import {
   presentNumbers,
   quotedText,
 } from './columns.ts';
+import {
+  CLASS_RULES,
+  type Draft,
+  LOGITS,
+  minibatchSize,
+  QUANTITY_RULES,
+  quantityLayers,
+  SEARCH,
+  testShare,
+  VALIDATION_SHARE,
+} from './draft.ts';
 import { isNumeric, isSameColumn, targetInDisguise } from './relations.ts';
 import { code, codeList, comment, key } from './source.ts';
+import { surveyTexts, wholeTextsDraft } from './text.ts';
 
 /** The experiment for a table: what to predict, from which columns, by which network. */
 
 export type Task = 'classification' | 'regression';
-
-/** What the file will say, and what is told beside it. */
-export interface Draft {
-  readonly source: string;
-  readonly notes: readonly string[];
-}
 
 export interface TableRequest {
   /** As the user named it. */
@@ -44,6 +52,8 @@ export interface TableRequest {
   readonly task?: Task;
   /** For the test part; default: where there are enough rows. */
   readonly testFraction?: number;
+  /** Column of texts to predict from, and from nothing else. Default: if it is the only column that is of use. */
+  readonly text?: string;
   /** How the file is written, where that is not found in it. */
   readonly reading?: ProfileOptions;
 }
@@ -88,7 +98,13 @@ export async function tableDraft(request: TableRequest, answers: Interview): Pro
       `only ${given} of its rows has a value in column '${target.profile.name}', which is to be predicted; at least two are needed`,
     );
   }
+  const text = request.text === undefined ? null : textColumn(table, target.profile, request);
+  if (text) return textTableDraft({ request, reading, table, target: target.profile, task }, text);
   const { inputs, notes: inputNotes } = chooseInputs(table, target.profile, data);
+  const [only] = inputs.texts;
+  if (only && usedOf(inputs).length === 1 && !table.isParquet) {
+    return textTableDraft({ request, reading, table, target: target.profile, task }, only);
+  }
   const notes = [
     `${data}: ${groups(table.count)} examples; predicts ${target.profile.name} (${task})${taskNote(target.profile, task, request)}`,
     ...(task === 'classification' ? classNotes(target.profile, data) : []),
@@ -277,6 +293,68 @@ function spellings({ name, names }: ColumnProfile): string[] {
   ];
 }
 
+// Texts.
+
+function textColumn(
+  { columns, isParquet }: TableProfile,
+  target: ColumnProfile,
+  { text, data }: TableRequest,
+): ColumnProfile {
+  const names = columns.filter((column) => column !== target).map(({ name }) => name);
+  const found = columns.find(({ name }) => name === text);
+  if (found && found !== target && !isParquet) return found;
+  const near = nearest(text!, names);
+  throw new DownpourError(
+    'DP_USAGE',
+    isParquet
+      ? `${data} is Parquet, and --text reads tables of text: write the column to a CSV file, or leave --text out`
+      : found
+        ? `${data}: --text and --target are both ${quotedText(text!)}: give two columns`
+        : `${data} has no column ${quotedText(text!)} to read texts from; ${near === null ? '' : `did you mean ${quotedText(near)}? `}It has ${names.map(quotedText).join(', ')}`,
+  );
+}
+
+/** The experiment that learns from the words of one column. */
+async function textTableDraft(
+  { request, reading, table, target, task }: Omit<TableParts, 'inputs'>,
+  text: ColumnProfile,
+): Promise<Draft> {
+  const { data, place, testFraction } = request;
+  const survey = surveyTexts(await cellsOf(data, reading, text.name));
+  const others = table.columns.filter((column) => column !== target && column !== text);
+  const left = others.map(({ name }) => quotedText(name));
+  return wholeTextsDraft({
+    ...{ survey, parts: [], testFraction, reader: 'loadTextTable' },
+    call: `loadTextTable(${place}`,
+    options: [
+      `text: ${code(text.name)},`,
+      `target: ${code(target.name)},`,
+      ...(task === 'regression' ? [`task: 'regression',`] : []),
+      ...Object.entries(reading).map(([option, value]) => `${option}: ${code(value)},`),
+    ],
+    title: `${comment(target.name)} from the words of ${comment(text.name)} in ${comment(basename(data))}.`,
+    quantity: task === 'regression' ? quantityLayers(target) : null,
+    notes: [
+      `${data}: ${groups(table.count)} examples; predicts ${target.name} (${task}) from the words of column ${quotedText(text.name)}${taskNote(target, task, request)}`,
+      ...(task === 'classification' ? classNotes(target, data) : []),
+      ...targetGapNotes(target),
+      ...(left.length > 0
+        ? [
+            `leaves out ${left.length === 1 ? 'column' : 'columns'} ${left.slice(0, SHOWN_MAX).join(', ')}${left.length > SHOWN_MAX ? ` … (${left.length})` : ''}`,
+          ]
+        : []),
+    ],
+  });
+}
+
+async function cellsOf(data: string, reading: ProfileOptions, column: string): Promise<string[]> {
+  const cells: string[] = [];
+  for (const file of await tableFiles(data)) {
+    await readRows(file, reading, (row, _, { names }) => cells.push(row[names.indexOf(column)]!));
+  }
+  return cells;
+}
+
 // What it is predicted from.
 
 interface TableInputs {
@@ -371,7 +449,7 @@ function chooseInputs(
   }
   for (const { name } of texts) {
     notes.push(
-      `column ${quotedText(name)} has texts, whose words are hashed to ${hashSize} inputs; if they say nothing, move it to \`ignore\``,
+      `column ${quotedText(name)} has texts, whose words are hashed to ${hashSize} inputs; if they say nothing, move it to \`ignore\`. ${shellCommand('--text', name)} learns from its words alone`,
     );
   }
   const inputs = { numbers, categories, dates, dateOrder, texts, hashSize, ignored };
@@ -410,15 +488,8 @@ function gapNotes(inputs: TableInputs, count: number): string[] {
 
 // What is written.
 
-/** The share of the examples that is set apart for the test part, where there are enough of them. */
-const TEST_SHARE = 0.15;
-const TEST_EXAMPLES_MIN = 200;
-/** @param given by the user. */
-export const testShare = (examples: number, given?: number): number =>
-  given ?? (examples >= TEST_EXAMPLES_MIN ? TEST_SHARE : 0);
 /** Below so many rows one hold-out fifth says little. */
 const ROWS_FEW = 50;
-export const VALIDATION_SHARE = 0.2;
 
 function sizeNotes(count: number): string[] {
   if (count >= ROWS_FEW) return [];
@@ -475,35 +546,8 @@ ${SEARCH}});
 `;
 }
 
-/** For `downpour search`; `layers.hidden` reads the hyperparameters. */
-export const SEARCH = `  // Where \`downpour search\` looks for better values.
-  search: {
-    learningRate: { kind: 'log', low: 0.0003, high: 0.03 },
-    'hyperparameters.units': { kind: 'logInteger', low: 16, high: 256 },
-    'hyperparameters.dropout': { kind: 'uniform', low: 0, high: 0.5 },
-  },
-`;
-
-const CLASS_RULES = `    optimizer: { kind: 'adam' },
-    weightDecay: { rate: 0.0001 },
-    earlyStopping: { patience: 20 },`;
-
-/**
- * Decay apart from the gradient, whose size is that of the target's unit, squared. On diabetes of scikit-learn, 12
- * splits that are not those of docs/results.md, a rate of 1 brought the error from 2.9 % above ridge to 0.9 % below.
- */
-const QUANTITY_RULES = `    optimizer: { kind: 'adamw' },
-    weightDecay: { rate: 1 },
-    earlyStopping: { patience: 20, metric: 'loss' },`;
-
 const trainableRows = (rows: number, { testFraction }: TableRequest) =>
   rows - Math.round(rows * testShare(rows, testFraction));
-
-/** @param validates other examples do */
-export function minibatchSize(count: number, validates = false): number {
-  const trains = validates ? count : count - Math.max(1, Math.round(count * VALIDATION_SHARE));
-  return Math.max(1, Math.min(count < 2_000 ? 16 : 64, trains));
-}
 
 function loadOptions({ request, reading, table, target, task, inputs }: TableParts): string[] {
   const names = (columns: readonly ColumnProfile[]) => columns.map(({ name }) => name);
@@ -548,22 +592,4 @@ function loadOptions({ request, reading, table, target, task, inputs }: TablePar
   }
   for (const [option, value] of Object.entries(reading)) lines.push(`${option}: ${code(value)},`);
   return lines.map((line) => `      ${line}`);
-}
-
-export const LOGITS = `        // Logits: the softmax is in the loss.
-        args.tf.layers.dense({ units: args.classCount }),`;
-
-/** Learnt in deviations from the mean, since a step of the optimizer is of the size of the learning rate. */
-function quantityLayers(target: ColumnProfile): string {
-  const { mean, deviation } = summarise(presentNumbers(target));
-  const initial = (value: number) =>
-    `args.tf.initializers.constant({ value: ${Number(value.toPrecision(3))} })`;
-  return `        args.tf.layers.dense({ units: 1 }),
-        // Not trained: converts to the unit of ${comment(target.name)} by its standard deviation and mean.
-        args.tf.layers.dense({
-          units: 1,
-          trainable: false,
-          kernelInitializer: ${initial(deviation)},
-          biasInitializer: ${initial(mean)},
-        }),`;
 }

@@ -192,7 +192,7 @@ export function registerSample(program: Command): void {
     )
     .option(
       '--seed <n>',
-      'the same seed writes the same text (default: another one each time)',
+      'seed of the random draws; the text is the same with the same seed (default: another seed each time)',
       whole(0, Number.MAX_SAFE_INTEGER),
     );
   addModelOptions(command)

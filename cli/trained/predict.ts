@@ -56,6 +56,7 @@ export async function predictCommand(
     const names = read.flatMap((each, i) =>
       each.names.map((name) => nameOf(name, files[i]!, { among: files.length, reading })),
     );
+    mustHaveOneHeader(names);
     await write(told, predictor.data, names, options);
     if (options.out !== undefined)
       tell(`${groups(names.length)} predictions of run ${facts.run} in ${options.out}`);
@@ -119,6 +120,17 @@ function nameOf(
   if (typeof name === 'number') return among > 1 ? { file, line: name } : { line: name };
   const isInFolder = reading?.kind === 'images' && among > 1 && name !== file;
   return { file: isInFolder ? join(file, name) : name };
+}
+
+/** Texts may be files of their own, or lines of one. @throws DownpourError DP_USAGE: they are both. */
+function mustHaveOneHeader(names: readonly ExampleName[]): void {
+  const [first] = names;
+  const other = names.find((name) => 'line' in name !== 'line' in first!);
+  if (!other) return;
+  throw new DownpourError(
+    'DP_USAGE',
+    `${other.file} and ${first!.file} do not go together: one is a text, the other has many of them; predict for them one after the other`,
+  );
 }
 
 /** A folder of tables, or a pattern, is several files; a folder of pictures is read as one. */

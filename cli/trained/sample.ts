@@ -49,7 +49,7 @@ export async function sampleCommand(what: string, options: SampleOptions): Promi
 }
 
 /** @throws DownpourError DP_USAGE: the run is no language model, or keeps too little to write a text. */
-export function languageModelOf({ facts, reading, outputs, tokenizer }: Predictor): LanguageModel {
+function languageModelOf({ facts, reading, outputs, tokenizer }: Predictor): LanguageModel {
   const { run } = facts;
   const refused = (why: string) => new DownpourError('DP_USAGE', `run ${run} ${why}`);
   if (reading?.kind === 'text' && reading.as === 'padded') {

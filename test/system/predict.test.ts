@@ -361,3 +361,68 @@ test('photos of mixed sizes, in folders of parts, are learnt and answered to', a
     predictor.close();
   }
 });
+
+describe('texts', () => {
+  const sides = { down: ['dull', 'slow', 'weak'], up: ['great', 'funny', 'moving'] };
+  const texts = Array.from({ length: 120 }, (_, i) => {
+    const side = (['down', 'up'] as const)[i % 2]!;
+    const words = Array.from(
+      { length: 4 + (i % 5) },
+      (_, k) => ['the', 'film', 'was', 'a'][(i + k) % 4],
+    );
+    return { side, text: `${words.join(' ')} ${sides[side][i % 3]}` };
+  });
+  const of = ['--state', state, '--experiments', folder, '--engine', 'wasm'];
+
+  test('of a folder become classes, by commands alone', async () => {
+    for (const [i, { side, text }] of texts.entries()) {
+      await mkdir(at(`films/${side}`), { recursive: true });
+      await writeFile(at(`films/${side}/${i}.txt`), text);
+    }
+    await outputOf('init', at('films.ts'), '--data', at('films'), '--yes');
+    const id = await trained(at('films.ts'), 'epochsMax=15', 'learningRate=0.1');
+    // The experiment is needed, and none of its data.
+    rmSync(at('films'), { recursive: true });
+    await mkdir(at('news'));
+    await writeFile(at('news/1.txt'), 'a GREAT film');
+    await writeFile(at('news/2.txt'), 'was slow, slow');
+    const lines = (await outputOf('predict', id, at('news'), ...of)).trim().split('\n');
+    expect(lines[0]).toBe('file,prediction,confidence,probability of down,probability of up');
+    expect(lines.slice(1).map((line) => line.split(',').slice(0, 2))).toEqual([
+      [at('news/1.txt'), 'up'],
+      [at('news/2.txt'), 'down'],
+    ]);
+    const predictor = await openPredictor(id, {
+      ...{ state, stateGiven: true, experiments: [folder], engine: 'wasm' },
+    });
+    const { body } = await overHttp(predictor, ['a great film', { text: 'was slow, slow' }]);
+    expect(body.predictions.map(({ prediction }: Prediction) => prediction)).toEqual([
+      'up',
+      'down',
+    ]);
+    expect((await overHttp(predictor, [7])).body.message).toMatch(
+      /it must be a text, or an object/,
+    );
+    predictor.close();
+  });
+
+  test('are continued by a language model, with nothing but its run and its experiment', async () => {
+    await writeFile(at('tale.txt'), 'abcdefgh\n'.repeat(400));
+    await outputOf('init', at('tale.ts'), '--data', at('tale.txt'), '--yes');
+    const id = await trained(
+      ...[at('tale.ts'), 'epochsMax=20', 'learningRate=0.03', 'hyperparameters.units=16'],
+    );
+    rmSync(at('tale.txt'));
+    const said = await outputOf(
+      ...['sample', id, '--prompt', 'abc', '--length', '8', '--temperature', '0', '--json', ...of],
+    );
+    expect(JSON.parse(said)).toMatchObject({ run: id, prompt: 'abc', text: 'defgh\nab' });
+    const text = await outputOf('sample', id, '--length', '12', '--seed', '1', ...of);
+    expect(text).toHaveLength(13);
+    expect(await outputOf('sample', id, '--length', '12', '--seed', '1', ...of)).toBe(text);
+    await writeFile(at('more.txt'), 'abc');
+    await expect(outputOf('predict', id, at('more.txt'), ...of)).rejects.toThrow(
+      /is a language model, which continues a text: use `downpour sample`/,
+    );
+  });
+});

@@ -428,3 +428,19 @@ describe('hidden layers by their knobs', () => {
     expect(() => modelOf({ activation: 'rely' })).toThrow("'rely'");
   });
 });
+
+describe('the mean of a sequence', () => {
+  test('leaves padding out, and is zeros for padding alone', () => {
+    const embedding = tf.layers.embedding({
+      ...{ inputDim: 3, outputDim: 2, maskZero: true, inputLength: 3 },
+    });
+    const model = tf.sequential({ layers: [embedding, layers.maskedMean()] });
+    embedding.setWeights([tf.tensor2d([9, 9, 1, 2, 3, 6], [3, 2])]);
+    const ids = tf.tensor2d([1, 2, 0, 2, 0, 0, 0, 0, 0], [3, 3]);
+    expect(valuesOf(model.predict(ids) as Tensor)).toEqual([2, 4, 3, 6, 0, 0]);
+    expect(model.outputs[0]!.shape).toEqual([null, 2]);
+    // Without a mask all count.
+    const plain = layers.maskedMean().apply(tf.tensor3d([1, 2, 3, 6], [1, 2, 2])) as Tensor;
+    expect(valuesOf(plain)).toEqual([2, 4]);
+  });
+});

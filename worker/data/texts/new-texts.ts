@@ -32,7 +32,7 @@ export async function newTextFiles(path: string, { column }: TextReading): Promi
 export async function readNewTexts(file: string, reading: TextReading): Promise<NewTexts> {
   const { column = 'text', encoding, delimiter } = reading;
   if (LINES.test(file)) return readNewRows(file);
-  if (!TABLES.test(file) && reading.column === undefined) {
+  if (TEXT_FILES.fits.test(file) || (!TABLES.test(file) && reading.column === undefined)) {
     return { examples: [await readTextFile(file, encoding)], lines: null };
   }
   const examples: string[] = [];
