@@ -437,34 +437,33 @@ export class RowTable {
   /** Rows that have values of their own, with all that belongs to them. */
   tensors(copy: CopyVector): RowTensors {
     const slots = this.#used();
-    const { width, stateSize: size, theta, state: states, changed, decays } = this.#memory;
-    const values = new Float32Array(slots.length * width);
-    const state = new Float32Array(slots.length * size);
-    for (const [i, slot] of slots.entries()) {
-      values.set(theta.subarray(slot * width, (slot + 1) * width), i * width);
-      state.set(states.subarray(slot * size, (slot + 1) * size), i * size);
-    }
-    const keys = slots.map((slot) => this.#index.keyOf(slot));
-    const of = (numbers: Float64Array) => Float64Array.from(slots, (slot) => numbers[slot]!);
+    const { width, stateSize, theta, state, changed, decays } = this.#memory;
+    const keys = Float64Array.from(slots);
+    for (let i = 0; i < keys.length; i++) keys[i] = this.#index.keyOf(slots[i]!);
     return {
       keys: copy(splitKeys(keys)),
-      values: copy(values),
-      state: copy(state),
-      changed: copy(splitDoubles(of(changed))),
-      decays: copy(splitDoubles(decays.length > 0 ? of(decays) : new Float64Array())),
+      values: copy(rowsAt(slots, theta, width)),
+      state: copy(rowsAt(slots, state, stateSize)),
+      changed: copy(splitDoubles(numbersAt(slots, changed))),
+      decays: copy(splitDoubles(decays.length > 0 ? numbersAt(slots, decays) : NO_NUMBERS)),
       pretrained: copy(this.#flagsOf(slots)),
     };
   }
 
   /** @returns empty: no row is pretrained. */
-  #flagsOf(slots: readonly number[]): Float32Array {
+  #flagsOf(slots: Int32Array): Float32Array {
     if (this.#pretrainedCount === 0) return new Float32Array();
-    return Float32Array.from(slots, (slot) => this.#pretrained[slot] ?? 0);
+    const flags = new Float32Array(slots.length);
+    for (let i = 0; i < slots.length; i++) flags[i] = this.#pretrained[slots[i]!] ?? 0;
+    return flags;
   }
 
-  #used(): number[] {
-    const slots: number[] = [];
-    for (const [slot, step] of this.#memory.changed.entries()) if (step > 0) slots.push(slot);
+  /** Slots of rows that have values of their own, rising. */
+  #used(): Int32Array {
+    const { changed } = this.#memory;
+    const slots = new Int32Array(this.#count);
+    let at = 0;
+    for (let slot = 0; slot < changed.length; slot++) if (changed[slot]! > 0) slots[at++] = slot;
     return slots;
   }
 
@@ -493,16 +492,19 @@ export class RowTable {
   /** All rows that have values of their own, now or at a capture, as they are when they are read. */
   rows(id: number | null): RowsAtMoment {
     const then = id === null ? null : this.#captures.of(id);
-    const own = this.#used().filter(
-      (slot) => !then || this.#memory.changed[slot]! <= then.at.rowStep,
-    );
+    const { changed } = this.#memory;
+    const own = this.#used().filter((slot) => !then || changed[slot]! <= then.at.rowStep);
     const kept = [...(then?.rows ?? [])].flatMap(([key, row]) => (row ? key : []));
-    const all = new Set([...own.map((slot) => this.#index.keyOf(slot)), ...kept]);
-    const keys = Uint32Array.from(all).sort();
+    const all = new Uint32Array(own.length + kept.length);
+    for (let i = 0; i < own.length; i++) all[i] = this.#index.keyOf(own[i]!);
+    all.set(kept, own.length);
+    // A change that was undone leaves a row that was kept as it was.
+    const keys = all.sort().filter((key, i) => i === 0 || key !== all[i - 1]);
     const values = new Float32Array(keys.length * this.width);
     this.read(keys, id, values);
     const now = { rowStep: 0, decay: this.#decay, seed: this.#seed };
-    const slots = Array.from(keys, (key) => this.#index.find(key));
+    const slots = new Int32Array(keys.length);
+    this.#index.findAll(keys, slots);
     return { keys, values, at: then?.at ?? now, pretrained: this.#flagsOf(slots) };
   }
 
@@ -547,6 +549,27 @@ export interface RowsAtMoment extends TableRows {
   readonly at: CaptureMoment;
   /** As in `RowTensors`. */
   readonly pretrained: Float32Array;
+}
+
+const NO_NUMBERS = new Float64Array();
+
+/** Rows of slots that rise, shape [slots, width]. Neighbours are copied at once. */
+function rowsAt(slots: Int32Array, rows: Float32Array, width: number): Float32Array {
+  const out = new Float32Array(slots.length * width);
+  for (let from = 0; from < slots.length; ) {
+    const first = slots[from]!;
+    let end = from + 1;
+    while (end < slots.length && slots[end] === first + end - from) end++;
+    out.set(rows.subarray(first * width, (first + end - from) * width), from * width);
+    from = end;
+  }
+  return out;
+}
+
+function numbersAt(slots: Int32Array, numbers: Float64Array): Float64Array {
+  const out = new Float64Array(slots.length);
+  for (let i = 0; i < slots.length; i++) out[i] = numbers[slots[i]!]!;
+  return out;
 }
 
 const full = (name: string, capacity: number) =>

@@ -20,9 +20,10 @@ export interface RowTensors {
 const LOW = 2 ** 16;
 
 /** @returns shape [n, 2]. */
-export function splitKeys(keys: readonly number[]): Float32Array {
+export function splitKeys(keys: ArrayLike<number>): Float32Array {
   const split = new Float32Array(2 * keys.length);
-  for (const [i, key] of keys.entries()) {
+  for (let i = 0; i < keys.length; i++) {
+    const key = keys[i]!;
     split[2 * i] = Math.floor(key / LOW);
     split[2 * i + 1] = key % LOW;
   }
@@ -39,7 +40,8 @@ export function wholeKeys(split: Float32Array): number[] {
 /** Each as a sum of three f32, which have more digits together than an f64. @returns shape [n, 3]. */
 export function splitDoubles(values: Float64Array): Float32Array {
   const split = new Float32Array(3 * values.length);
-  for (const [i, value] of values.entries()) {
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i]!;
     const high = Math.fround(value);
     const middle = Math.fround(value - high);
     split[3 * i] = high;
