@@ -4,6 +4,7 @@
  *
  *     npx tsx bench/recurrent.ts
  *     npx tsx bench/recurrent.ts --steps 50 --models characters --engines wasm,torch-1
+ *     npx tsx bench/recurrent.ts --threads 1      # of an operation of the native engine; default: one for each core
  *     npx tsx bench/recurrent.ts --soak 10000     # tensors and memory over so many steps of a small model
  *
  * The rows take turns step by step, so their ratios hold on a busy machine, and so does the processor's time, which is
@@ -211,6 +212,7 @@ const { values } = parseArgs({
     models: { type: 'string', default: MODELS.join(',') },
     engines: { type: 'string', default: ENGINES.join(',') },
     steps: { type: 'string', default: '30' },
+    threads: { type: 'string' },
     soak: { type: 'string' },
   },
 });
@@ -218,7 +220,10 @@ const asked = values.engines.split(',') as BenchedEngine[];
 const isInstalled = readEngine(engineFolder('cpu')) !== null;
 if (asked.includes('native') && !isInstalled) console.log('native: downpour engine install');
 const engines = asked.filter((each) => each !== 'native' || isInstalled);
-if (engines.includes('native')) await openEngine({ engine: 'native' });
+if (engines.includes('native')) {
+  const { threads } = values;
+  await openEngine({ engine: 'native', ...(threads ? { threads: Number(threads) } : {}) });
+}
 if (engines.includes('wasm')) await openWasm('').then(prove);
 if (values.soak !== undefined) {
   units = 8;
