@@ -3,6 +3,7 @@ import * as fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { random } from '../../shared/random.ts';
 import { openEngine } from '../../worker/engine.ts';
+import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
 import { layers } from '../../worker/layers.ts';
 import { layersPart } from '../../worker/model/layers-model.ts';
 import { drawNoise, type NoiseRequest } from '../../worker/noise.ts';
@@ -308,3 +309,38 @@ test('several layers that have their states as inputs compute in one model, over
     expectClose(part.apply(given, true, drawNoise) as Tensor[], expected);
   }
 });
+
+describe.skipIf(readEngine(engineFolder('cpu')) === null)(
+  "an LSTM on the native engine, whose steps backward are TensorFlow's own operation (needs: downpour engine install)",
+  () => {
+    beforeAll(async () => {
+      await openEngine({ engine: 'native', threads: 1 });
+    });
+
+    test.each([
+      ['its last output', {}, {}],
+      ['all outputs and states', { returnSequences: true, returnState: true }, {}],
+      ['backwards, from states that are given', { goBackwards: true }, { initialStates: 2 }],
+      ['two cells', { cells: 2, returnState: true }, { initialStates: 4 }],
+      ['gates that are not sigmoids', { recurrentActivation: 'hardSigmoid' }, {}],
+    ] as const)('gives the gradients of the one of TensorFlow.js: %s', (_, args, given) => {
+      const { cells, ...options } = { cells: 1, ...args };
+      const cellArgs = {
+        ...{ units: 3, recurrentActivation: 'sigmoid', recurrentInitializer: 'glorotUniform' },
+        ...options,
+      } as never;
+      const make = () =>
+        (cells === 1
+          ? tf.layers.lstm(cellArgs)
+          : tf.layers.rnn({
+              ...(options as object),
+              cell: [tf.layers.lstmCell(cellArgs), tf.layers.lstmCell(cellArgs)],
+            } as never)) as Layer;
+      for (const mask of [undefined, [1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0, 0]]) {
+        tf.tidy(() => {
+          agree(make, { ...given, ...(mask && { mask: tf.tensor2d(mask, [3, 4]) }) }, 3);
+        });
+      }
+    });
+  },
+);

@@ -38,7 +38,7 @@ interface CellStep {
   readonly kept: readonly Tensor[];
 }
 
-interface CellBack {
+export interface CellBack {
   readonly dz: Tensor;
   /** By the state before; null: not asked for. */
   readonly dState: readonly Tensor[] | null;
@@ -51,7 +51,7 @@ export function lstmCell(activation: Activation, gate: Activation): RecurrentCel
     gateCount: 4,
     wasm: wasmCell('lstm', activation, gate),
     step(z, [h, c], weights) {
-      const [zi, zf, zg, zo] = tf.split(tf.add(z, tf.matMul(h!, weights)), 4, 1) as Four;
+      const [zi, zf, zg, zo] = tf.split(tf.add(z, tf.matMul(h!, weights)), 4, 1) as FourGates;
       const [i, f, g, o] = [gate.apply(zi), gate.apply(zf), activation.apply(zg), gate.apply(zo)];
       const next = tf.add(tf.mul(f, c!), tf.mul(i, g));
       const a = activation.apply(next);
@@ -202,8 +202,9 @@ function wasmCell(kind: WasmCell['kind'], activation: Activation, gate: Activati
   return activation === tanh && (hard || gate === sigmoid) ? { kind, hard } : null;
 }
 
-type Four = [Tensor, Tensor, Tensor, Tensor];
-type Seven = [...Four, Tensor, Tensor, Tensor];
+/** One tensor for each gate of an LSTM. */
+export type FourGates = [Tensor, Tensor, Tensor, Tensor];
+type Seven = [...FourGates, Tensor, Tensor, Tensor];
 
 /** aᵀ·b over all steps and examples, shapes [T, B, H] and [T, B, G]: one product. */
 function product(a: Tensor, b: Tensor): Tensor {

@@ -1,5 +1,6 @@
 import { type Tensor, tf } from '../tf.ts';
 import type { RecurrentCell } from './cells.ts';
+import { nativeLstmBackward } from './native.ts';
 import type { RecurrenceInputs, RecurrenceOptions } from './sequence.ts';
 import { wasmKernel } from './wasm.ts';
 
@@ -108,6 +109,7 @@ function gradients(
   const dzs: Tensor[] = [];
   const keptByTime: (readonly Tensor[])[] = [];
   const outputs = options.sequences ? times.length : 1;
+  const native = nativeLstmBackward(cell.wasm, weights, z.shape[1]!);
   let dState: (Tensor | null)[] = Array.from(
     { length: cell.stateCount },
     (_, i) => (i > 0 && dys[outputs - 1 + i]) || null,
@@ -118,7 +120,9 @@ function gradients(
     if (direct) dState[0] = dState[0] ? tf.add(dState[0], direct) : direct;
     const counted = masks ? dState.map((d) => d && tf.mul(d, masks[t]!)) : dState;
     const first = step === 0 && !initial;
-    const back = cell.back(counted, kept[step]!, weights, first);
+    const back = native
+      ? native(counted, kept[step]!, first)
+      : cell.back(counted, kept[step]!, weights, first);
     dzs[t] = back.dz;
     keptByTime[t] = kept[step]!;
     if (!back.dState) break;
