@@ -47,6 +47,45 @@ const FROM_DISK = `
     loss: 'meanSquaredError',
   };`;
 
+/** Ids, numbers that are centred and sequences that are padded; a quantity and classes. */
+const HOUSES = `
+  const count = 96;
+  const wave = (i: number) => Math.sin(1 + i * i);
+  const made = <T extends { from(of: { length: number }, at: (_: unknown, i: number) => number): unknown }>(type: T, size: number, at: (i: number) => number) =>
+    ({ values: type.from({ length: count * size }, (_, i) => at(i)), shape: size === 1 ? [count] : [count, size] });
+  export default {
+    browser: true,
+    data: () => ({
+      train: {
+        inputs: {
+          town: { ...made(Int32Array, 1, (i) => (i * 7) % 5), shape: [count, 1] },
+          area: made(Float64Array, 2, (i) => 1e9 + 50 * wave(i)),
+          waves: { values: Array.from({ length: count }, (_, i) => [wave(i), wave(2 * i), 1].slice(0, 1 + (i % 3))), pad: 0 },
+        },
+        targets: {
+          price: { ...made(Float32Array, 1, (i) => wave(3 * i)), shape: [count, 1] },
+          large: { ...made(Int32Array, 1, (i) => (wave(3 * i) > 0 ? 1 : 0)), classes: ['small', 'large'] },
+        },
+      },
+      source: 'houses',
+    }),
+    standardise: { area: 'feature' },
+    model: ({ tf }: { tf: any }) => {
+      const town = tf.input({ shape: [1], name: 'town', dtype: 'int32' });
+      const area = tf.input({ shape: [2], name: 'area' });
+      const waves = tf.input({ shape: [3], name: 'waves' });
+      const mask = tf.input({ shape: [3], name: 'waves_mask' });
+      const place = tf.layers.flatten().apply(tf.layers.embedding({ inputDim: 5, outputDim: 3 }).apply(town));
+      const kept = tf.layers.multiply().apply([waves, mask]);
+      const all = tf.layers.concatenate().apply([place, area, kept]);
+      const hidden = tf.layers.dense({ units: 8, activation: 'tanh' }).apply(all);
+      const price = tf.layers.dense({ units: 1, name: 'price' }).apply(hidden);
+      const large = tf.layers.dense({ units: 2, name: 'large' }).apply(hidden);
+      return tf.model({ inputs: [town, area, waves, mask], outputs: [price, large] });
+    },
+    loss: { price: 'meanSquaredError', large: 'softmaxCrossEntropy' },
+  };`;
+
 const skipped = findBrowser() === null && !process.env.CI;
 let folder: string;
 let bundle: JoinPageBundle;
@@ -66,6 +105,7 @@ beforeAll(async () => {
   const own = join(folder, 'experiments');
   await mkdir(own);
   await writeFile(join(own, 'from-disk.ts'), FROM_DISK);
+  await writeFile(join(own, 'houses.ts'), HOUSES);
   await writeFile(join(own, 'not-asked.ts'), FROM_DISK.replace('browser: true', 'browser: false'));
   await writeFile(join(own, 'broken.ts'), "throw new Error('no such module');\nexport default {};");
   await writeFile(join(folder, 'xs'), 'abcdefgh');
@@ -172,30 +212,36 @@ describe.skipIf(skipped)('a worker in a browser', () => {
       .toBe(true);
   });
 
-  test('computes what WebAssembly computes in Node, to the last evaluation', async () => {
-    const config = { epochsMax: 3, evaluateEverySteps: 15, earlyStopping: { enabled: false } };
-    await create('in-node', config);
-    await cluster.work('in-node', 'node').done;
-    await create('in-page', config);
-    await open('?engine=wasm');
-    await finished('in-page');
-    const [node, there] = await Promise.all(
-      ['in-node', 'in-page'].map((id) => cluster.client.metrics(id)),
-    );
-    expect(there!.training.step).toEqual(node!.training.step);
-    // The same instructions in the same order; only logarithms and exponentials are each engine's own.
-    for (const [i, loss] of there!.training.loss.entries()) {
-      expect(Math.abs(loss! - node!.training.loss[i]!)).toBeLessThan(1e-5);
-    }
-    expect(there!.evaluations).toHaveLength(node!.evaluations.length);
-    for (const [i, { loss, error, part }] of there!.evaluations.entries()) {
-      const other = node!.evaluations[i]!;
-      expect([part, error]).toEqual([other.part, other.error]);
-      expect(Math.abs(loss! - other.loss!)).toBeLessThan(1e-5);
-    }
-    const [a, b] = await Promise.all(['in-node', 'in-page'].map((id) => cluster.client.run(id)));
-    expect(b!.data!.fingerprint).toBe(a!.data!.fingerprint);
-  });
+  test.for<[what: string, file: () => string]>([
+    ['pictures', () => DIGITS],
+    ['fields by name', () => join(folder, 'experiments', 'houses.ts')],
+  ])(
+    'computes what WebAssembly computes in Node, to the last evaluation: %s',
+    async ([what, file]) => {
+      const config = { epochsMax: 3, evaluateEverySteps: 15, earlyStopping: { enabled: false } };
+      const ids = ['node', 'page'].map((where) => `in-${where}-${what.split(' ')[0]}`);
+      const [inNode, inPage] = ids as [string, string];
+      await cluster.createRun(inNode, file(), { ...CONFIG, ...config });
+      await cluster.work(inNode, 'node', { folders: [FIXTURES, join(folder, 'experiments')] }).done;
+      await cluster.createRun(inPage, file(), { ...CONFIG, ...config });
+      await open('?engine=wasm');
+      await finished(inPage);
+      const [node, there] = await Promise.all(ids.map((id) => cluster.client.metrics(id)));
+      expect(there!.training.step).toEqual(node!.training.step);
+      // The same instructions in the same order; only logarithms and exponentials are each engine's own.
+      for (const [i, loss] of there!.training.loss.entries()) {
+        expect(Math.abs(loss! - node!.training.loss[i]!)).toBeLessThan(1e-5);
+      }
+      expect(there!.evaluations).toHaveLength(node!.evaluations.length);
+      for (const [i, { loss, error, part }] of there!.evaluations.entries()) {
+        const other = node!.evaluations[i]!;
+        expect([part, error]).toEqual([other.part, other.error]);
+        expect(Math.abs(loss! - other.loss!)).toBeLessThan(1e-5);
+      }
+      const [a, b] = await Promise.all(ids.map((id) => cluster.client.run(id)));
+      expect(b!.data!.fingerprint).toBe(a!.data!.fingerprint);
+    },
+  );
 
   test('trains beside Node; its tab is closed in the midst, and each example counts once an epoch', async () => {
     const epochsMax = 24;
@@ -362,7 +408,7 @@ describe.skipIf(skipped)('a worker in a browser', () => {
 
 describe.skipIf(skipped)('what is sent to browsers', () => {
   test('is those experiments of a folder that say so, with the data that Node read', async () => {
-    expect(bundle.experiments).toEqual(['few-digits', 'from-disk']);
+    expect(bundle.experiments).toEqual(['few-digits', 'from-disk', 'houses']);
     const files = [...bundle.files.files.keys()];
     for (const name of ['few-digits.data', 'from-disk.data', 'worker.js']) {
       expect(files).toContain(name);
