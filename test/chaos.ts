@@ -9,6 +9,8 @@
  *     npm run chaos -- --faults 200 --seed 7   # other faults
  *     npm run chaos -- --faults 200 --refit    # with early stopping's retrain after it
  *     npm run chaos -- --faults 100 --mode synchronous  # several pushes make an update
+ *     npm run chaos -- --faults 100 --tables   # rows of two tables, one of which grows, beside the parameters
+ *     npm run chaos -- --faults 100 --groups   # groups with rates of their own, one of them frozen at first
  *     npm run chaos -- --faults 100 --standby  # with a second server, which takes over when one is killed or halted
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -23,7 +25,7 @@ import { parseArgs } from 'node:util';
 import { TEMPORARY } from '../files/atomic-file.ts';
 import { checkpointFolder } from '../files/checkpoint.ts';
 import { checkPushLog } from '../server/watch/push-log.ts';
-import { resolveConfig } from '../shared/config.ts';
+import { type PartialConfig, resolveConfig } from '../shared/config.ts';
 import { collects } from '../shared/consistency.ts';
 import { type Random, random } from '../shared/random.ts';
 import type { RunDetail } from '../shared/rest.ts';
@@ -50,6 +52,10 @@ const { values } = parseArgs({
     engine: { type: 'string', default: 'auto' },
     /** Early stopping's `retrain` follows, with faults of its own. */
     refit: { type: 'boolean', default: false },
+    /** The experiment has tables of rows: test/fixtures/chaos-rows.ts. */
+    tables: { type: 'boolean', default: false },
+    /** Parameters are in groups. */
+    groups: { type: 'boolean', default: false },
     /** A second server follows the first, by `sync` replication, and the other way round after it took over. */
     standby: { type: 'boolean', default: false },
     /** Mean time between faults. */
@@ -58,8 +64,26 @@ const { values } = parseArgs({
 });
 const faultsMax = Number(values.faults);
 const minutesMax = Number(values.minutes ?? 10 + (faultsMax * Number(values.every)) / 6);
+/** The experiment, with groups for its layers. */
+const EXPERIMENT = values.tables
+  ? { folder: join('test', 'fixtures'), name: 'chaos-rows', layers: ['hidden', 'effect'] }
+  : { folder: 'examples', name: 'mnist-mlp', layers: ['dense_1', 'dense_2'] };
+const experiments = join(ROOT, EXPERIMENT.folder);
+const [first, second] = EXPERIMENT.layers as [string, string];
+const groups: PartialConfig['groups'] = {
+  [first]: { frozen: { untilStep: 150 }, optimizer: { kind: 'adam' }, learningRate: 0.1 },
+  [second]: { everySteps: 2, weightDecay: { rate: 0.001 } },
+};
+const tables: PartialConfig['tables'] = {
+  word: { rows: 2_000, width: 8 },
+  more: { rows: 'hash', width: 4, rowsMax: 1_500, admitAfter: 2, expireAfter: 400 },
+};
 /** Wrong options are refused before anything is started. */
-const config = resolveConfig({ consistency: { mode: values.mode } });
+const config = resolveConfig({
+  consistency: { mode: values.mode },
+  ...(values.groups && { groups }),
+  ...(values.tables && { tables }),
+});
 const draw: Random = random(Number(values.seed), 1);
 const pick = <T>(from: readonly T[]): T => from[draw.below(from.length)]!;
 const began = performance.now();
@@ -192,13 +216,14 @@ async function createTraining(): Promise<void> {
   names.push(id);
   const options = {
     id,
-    experiment: 'mnist-mlp',
-    experimentHash: await hashExperiment(join(ROOT, 'examples', 'mnist-mlp.ts')),
+    experiment: EXPERIMENT.name,
+    experimentHash: await hashExperiment(join(experiments, `${EXPERIMENT.name}.ts`)),
     config: {
       ...{ minibatchSize: 64, learningRate: 0.02, leaseSeconds: 15 },
       optimizer: { kind: 'momentum', momentum: 0.9 },
-      averaging: { kind: 'ema', decay: 0.999 },
-      consistency: { mode: values.mode },
+      ...(values.groups && { groups }),
+      ...(values.tables ? { tables } : { averaging: { kind: 'ema', decay: 0.999 } as const }),
+      consistency: { mode: values.mode, ...(values.tables && { stalenessMax: 20 }) },
       epochsMax: Number(values.epochs),
       // Afterwards again as many updates, on all examples.
       earlyStopping: { patience: 1_000, ...(values.refit ? { afterStop: 'retrain' } : {}) },
@@ -219,7 +244,7 @@ const workers = Array.from(
     new Service(`worker ${i}`, () => [
       ...['work', '--server', proxies.map(({ port }) => `ws://127.0.0.1:${port}`).join()],
       ...['--name', `w-${i}`],
-      ...['--engine', values.engine, '--threads', '1', '--experiments', join(ROOT, 'examples')],
+      ...['--engine', values.engine, '--threads', '1', '--experiments', experiments],
     ]),
 );
 while ((await look())?.phase !== 'training') await delay(300);
@@ -352,7 +377,7 @@ const reports = runs.map((run) => {
     (values.refit || run.examples === wanted);
   return {
     ...{ run: run.id, isSound, phase: run.phase, reason: run.reason },
-    ...{ steps: run.step, stepsLost: run.stepsLost },
+    ...{ steps: run.step, stepsLost: run.stepsLost, tables: run.tables },
     accuracy: run.test?.error == null ? null : 100 * (1 - run.test.error),
     pushes: { ...run.pushes, inTheLog: report.applied, takenBack: report.lost },
     ...{ appliedTwice: report.twice.length, stepsOutOfOrder: report.steps.length },
@@ -362,7 +387,12 @@ const reports = runs.map((run) => {
 console.log(
   JSON.stringify(
     {
-      ...{ mode: values.mode, faults: { made, wanted: faultsMax } },
+      ...{
+        mode: values.mode,
+        tables: values.tables,
+        groups: values.groups,
+        faults: { made, wanted: faultsMax },
+      },
       ...{ kinds: Object.fromEntries(counts), moments: Object.fromEntries(moments) },
       ...{ seconds: Math.round(seconds), runs: reports },
     },

@@ -3,8 +3,6 @@ import { Run } from '../../server/core/run.ts';
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { encodeFacts, packTransform } from '../../shared/data-facts.ts';
-import { groupsOf, layoutWhile } from '../../shared/groups.ts';
-import { createLayout, type PlacedTensor } from '../../shared/layout.ts';
 import { measuredOf } from '../../shared/message-fields.ts';
 import type {
   Acknowledgement,
@@ -15,6 +13,7 @@ import type {
   Push,
 } from '../../shared/protocol.ts';
 import { permutation, random, STREAMS } from '../../shared/random.ts';
+import { PlacedTensors } from './placed-tensors.ts';
 
 /**
  * Least squares in plain arithmetic: a model small enough that tests of the run need no TensorFlow,
@@ -130,13 +129,8 @@ export class VirtualWorker {
   readonly #problem: Problem;
   #sequence = 0;
   #read: { step: number; generation: number; theta: Float32Array } | null = null;
-  /** All tensors in the order of `TENSORS`, the frozen ones as they were sent last. */
-  readonly #known = new Float32Array(EXCHANGED + 1);
+  readonly #placed: PlacedTensors;
   /** Elements of each payload that was pulled, and of each that was pushed. */
-  /** The layout of what it was sent last. */
-  #placed: readonly (PlacedTensor & { readonly own: number })[] = [];
-  #exchangedSize = 0;
-  #placedFor = 'nothing';
   readonly pulled: number[] = [];
   readonly pushed: number[] = [];
   #leases: Lease[] = [];
@@ -148,6 +142,7 @@ export class VirtualWorker {
   constructor(run: Run, problem: Problem, key = 'w/1', facts: Uint8Array | null = FACTS) {
     this.#run = run;
     this.#problem = problem;
+    this.#placed = new PlacedTensors(TENSORS, run.config);
     this.key = key;
     const own = {
       experimentHash: 'hash',
@@ -185,12 +180,11 @@ export class VirtualWorker {
     if (assignment.kind === 'initialise') {
       const draw = random(assignment.seed, STREAMS.parameters);
       const values = Float32Array.from({ length: EXCHANGED + 1 }, () => draw.normal() * 0.1);
-      this.#known.set(values);
-      this.#place();
+      this.#placed.place(this.#run.frozenGroups ?? []);
       this.begin(assignment.grant);
       this.#run.call(
         { call: 'initialised', worker: this.key, grant: assignment.grant, now },
-        bytesOf(this.#packed(values, EXCHANGED + 1)),
+        bytesOf(this.#placed.packed(values, EXCHANGED + 1)),
       );
       return true;
     }
@@ -225,39 +219,11 @@ export class VirtualWorker {
     return true;
   }
 
-  /** Where each tensor is in what is exchanged, and in the order of `TENSORS`. */
-  #place(): void {
-    const frozen = String(this.#run.frozenGroups);
-    if (frozen === this.#placedFor) return;
-    this.#placedFor = frozen;
-    const groups = groupsOf(this.#run.config);
-    const own = createLayout(TENSORS).tensors;
-    const layout = layoutWhile(TENSORS, groups, this.#run.frozenGroups ?? []);
-    this.#exchangedSize = layout.exchangedSize;
-    this.#placed = layout.tensors.map((tensor) => ({
-      ...tensor,
-      own: own.find(({ name }) => name === tensor.name)!.offset,
-    }));
-  }
-
   /** @returns trainable tensors and statistics, as a model without groups has them. */
   #took(payload: Float32Array): Float32Array {
     this.pulled.push(payload.length);
-    this.#place();
-    for (const { offset, size, own } of this.#placed) {
-      if (offset >= payload.length) continue;
-      this.#known.set(payload.subarray(offset, offset + size), own);
-    }
-    return this.#known.slice(0, EXCHANGED);
-  }
-
-  /** @param size elements of the beginning of the vector. */
-  #packed(values: Float32Array, size: number): Float32Array {
-    const packed = new Float32Array(size);
-    for (const { offset, size: count, own } of this.#placed) {
-      if (offset < size) packed.set(values.subarray(own, own + count), offset);
-    }
-    return packed;
+    this.#placed.place(this.#run.frozenGroups ?? []);
+    return this.#placed.took(payload);
   }
 
   /** Computes and pushes one minibatch at the parameters that were pulled last. */
@@ -268,7 +234,7 @@ export class VirtualWorker {
     const seed = this.#run.config.seed;
     const { payload: gradient, loss } = gradientOf(this.#problem, seed, lease, read.theta);
     change?.(gradient);
-    const payload = this.#packed(gradient, this.#exchangedSize);
+    const payload = this.#placed.packed(gradient, this.#placed.exchangedSize);
     this.pushed.push(payload.length);
     const header = this.tell({
       type: 'push',

@@ -36,6 +36,7 @@ import type {
   PayloadPlace,
 } from '../../wire/connection.ts';
 import { FragmentedParameters } from '../../worker/fragments.ts';
+import { PlacedTensors } from './placed-tensors.ts';
 import {
   createProblem,
   EXCHANGED,
@@ -161,8 +162,18 @@ const GROUPS: readonly NonNullable<PartialConfig['groups']>[] = [
       schedule: { kind: 'cosine', steps: 40 },
     },
   },
+  { weights: { pattern: 'weights', frozen: { untilStep: 6 } } },
+  {
+    bias: { pattern: 'bias', frozen: { untilStep: 9 }, optimizer: { kind: 'adam' } },
+    weights: { pattern: 'weights', everySteps: 2, learningRate: 0.5 },
+  },
+  {
+    bias: { pattern: 'bias', frozen: true },
+    weights: { pattern: 'weights', optimizer: { kind: 'momentum' }, everySteps: 2 },
+  },
 ];
 
+const NO_PAYLOAD = new Float32Array();
 /** Nothing takes longer when nobody disturbs. */
 const PATIENCE_SECONDS = 7_200;
 
@@ -1044,12 +1055,11 @@ class SimulatedServer {
     for (const lease of leases) this.#leases.set(lease.id, lease);
   }
 
-  /** Parameters as a worker got them: those of that step, and not torn. */
+  /** Parameters as a worker has them, in the order of the model: those of that step, and not torn. */
   checkPayload(message: Work, payload: Float32Array): void {
     const { layout, fragments: count } = this.#simulation;
     const { fragment } = message;
     if (message.evaluation) return;
-    if (fragment === undefined && payload.length !== layout.exchangedSize) return;
     const all = this.#vectors.get(`${message.generation} ${message.step}`);
     const known =
       fragment === undefined
@@ -1103,10 +1113,10 @@ class SimulatedServer {
       return [kept, evaluated];
     });
     if (!run.hasParameters) return;
-    const vector = run
-      .finalTensors()
-      .filter(({ name }) => name !== 'offset' && !name.startsWith('@table.'))
-      .flatMap(({ values }) => [...values]);
+    const all = run.finalTensors();
+    const vector = simulation.tensors
+      .filter(({ role }) => role !== 'frozen')
+      .flatMap((spec) => [...all.find(({ name }) => name === spec.name)!.values]);
     if (!vector.every(Number.isFinite)) {
       simulation.violate(7, `parameters at step ${run.step} are not finite: ${vector}`);
     }
@@ -1284,6 +1294,7 @@ class SimulatedWorker {
   #kept: Kept[] = [];
   #resend = false;
   #current: Current | null = null;
+  readonly #placed: PlacedTensors;
   /** Its own parameters, where it pushes them; null: none yet. */
   #own: Float32Array | null = null;
   /** The same by fragments; null: all are exchanged together. */
@@ -1305,6 +1316,7 @@ class SimulatedWorker {
     const { layout, fragments } = simulation;
     const whole = [{ start: 0, end: layout.exchangedSize }];
     this.#fragments = fragments > 1 ? new FragmentedParameters(layout, whole, fragments) : null;
+    this.#placed = new PlacedTensors(simulation.tensors, simulation.resolved);
     const shapes = rowShapes(simulation.resolved);
     this.#rows = shapes.length > 0 ? new WorkerRows(shapes, simulation.seed, index) : null;
   }
@@ -1440,7 +1452,12 @@ class SimulatedWorker {
     const simulation = this.#simulation;
     const end = bytes.length - (message.rows?.bytes ?? 0);
     const payload = floatsOf(bytes.subarray(0, end));
-    simulation.server.checkPayload(message, payload);
+    this.#placed.place(message.frozen ?? []);
+    const theta = this.#placed.took(message.fragment === undefined ? payload : NO_PAYLOAD);
+    if (payload.length > 0) {
+      const isPart = message.fragment !== undefined;
+      simulation.server.checkPayload(message, isPart ? payload : theta);
+    }
     const { acknowledgements, leases, evaluation, step, generation } = message;
     for (const acknowledgement of acknowledgements) {
       this.#kept = this.#kept.filter(({ push }) => push.sequence > acknowledgement.sequence);
@@ -1452,7 +1469,6 @@ class SimulatedWorker {
       this.#resend = false;
       for (const { push, payload } of this.#kept) this.#connection?.send(push, payload);
     }
-    const theta = payload.slice(0, simulation.layout.exchangedSize);
     if (evaluation) {
       if (this.#hangs && simulation.hanging.uniform() < 0.1) {
         this.#busy = true;
@@ -1530,7 +1546,10 @@ class SimulatedWorker {
       ...(more && { rows: more.rows }),
     };
     const tail = more?.tail ?? new Uint8Array();
-    const kept = { push, payload: Uint8Array.from([...bytesOf(payload), ...tail]) };
+    const placed = isByFragments
+      ? payload
+      : this.#placed.packed(payload, this.#placed.exchangedSize);
+    const kept = { push, payload: Uint8Array.from([...bytesOf(placed), ...tail]) };
     this.#kept.push(kept);
     if (this.#liar && this.#simulation.chance(0.4)) this.#lie(kept);
     this.#connection?.send(kept.push, kept.payload);
