@@ -48,8 +48,8 @@ export default defineExperiment({
   },
 
   tables: {
-    user: { rows: 1_000, width: 20, weightDecay: 0.0005 },
-    film: { rows: 2_000, width: 20, weightDecay: 0.0005 },
+    user: { rows: 1_000, width: 20, weightDecay: 0.0006 },
+    film: { rows: 2_000, width: 20, weightDecay: 0.0006 },
     userBias: { rows: 1_000, width: 1, initializer: { kind: 'zeros' } },
     filmBias: { rows: 2_000, width: 1, initializer: { kind: 'zeros' } },
   },
@@ -71,9 +71,9 @@ export default defineExperiment({
   metrics: { rmse: 'rmse' },
   config: {
     validationFraction: 0.05,
-    minibatchSize: 64,
-    learningRate: 0.1,
-    epochsMax: 30,
+    minibatchSize: 256,
+    learningRate: 0.4,
+    epochsMax: 20,
     hyperparameters: { split: 'random' },
   },
 });

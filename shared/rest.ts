@@ -124,6 +124,30 @@ const WorkerFailureSchema = Type.Object({
 });
 export type WorkerFailureFacts = Static<typeof WorkerFailureSchema>;
 
+/** A table of rows. Counts of rows that were updated, admitted and forgotten begin when the server opens the run. */
+export const RowTableFactsSchema = Type.Object({
+  name: Type.String(),
+  width: N,
+  /** Rows with values of their own: those that were ever updated or given. */
+  rows: N,
+  /** Rows that there is room for. */
+  rowsMax: N,
+  /** Those of the rows that began with the values of a file. */
+  pretrained: N,
+  /** Bytes that the rows take, with the state of their optimizer. */
+  memoryBytes: N,
+  /** Rows in all pushes that were updated. */
+  updates: N,
+  /** Staleness of the rows at their updates, in updates of the table; null: none yet. */
+  staleness: orNull(Type.Object({ mean: N, max: N })),
+  /** Table that grows: ids that got a row, and rows that were forgotten. */
+  admitted: N,
+  forgotten: N,
+  /** Gradients of rows that were dropped: their id is not admitted yet, or there is no room for it. */
+  dropped: N,
+});
+export type RowTableFacts = Static<typeof RowTableFactsSchema>;
+
 export const RunSummarySchema = Type.Object({
   id: Type.String(),
   /** Name for people; null: none. Absent in answers of older servers, like the next three. */
@@ -183,6 +207,8 @@ export const RunSummarySchema = Type.Object({
   /** Staleness of all applied pushes, from `stalenessHistogram` of the metrics; null: none yet. */
   staleness: orNull(Type.Object({ p50: N, p95: N, max: N })),
   gradientNorm: orNull(N),
+  /** Tables of the configuration. Absent: there are none, or the server is older. */
+  tables: Type.Optional(Type.Array(RowTableFactsSchema)),
   /** Absent in answers of older servers. */
   correction: Type.Optional(CorrectionSchema),
   /** Mode in which several pushes make an update: the next one. Null: each push is an update, or the run is over. Absent in answers of older servers. */
@@ -232,17 +258,6 @@ const GroupFactsSchema = Type.Object({
 });
 export type GroupFacts = Static<typeof GroupFactsSchema>;
 
-/** A table of rows. */
-const TableFactsSchema = Type.Object({
-  name: Type.String(),
-  /** Rows with values of their own: those that were ever updated or given. */
-  rows: N,
-  /** Those of them that began with the values of a file. */
-  pretrained: N,
-  /** Gradients of rows that were dropped: their id is not admitted yet, or there is no room for it. */
-  dropped: N,
-});
-
 export const RunDetailSchema = Type.Object({
   ...RunSummarySchema.properties,
   experimentHash: Type.String(),
@@ -252,8 +267,6 @@ export const RunDetailSchema = Type.Object({
   layoutHash: orNull(Type.String()),
   /** Groups of the configuration; null: there are none. Absent in answers of older servers. */
   groups: Type.Optional(orNull(Type.Array(GroupFactsSchema))),
-  /** Tables of the configuration. Absent: there are none, or the server is older. */
-  tables: Type.Optional(Type.Array(TableFactsSchema)),
   /** Shape of one example; null: unknown. */
   inputShape: orNull(Type.Array(N)),
   /** Names of the first 100 classes; null: the data have no classes. `GET /runs/:id/data` has all. */

@@ -18,6 +18,7 @@ import {
   configurationOf,
   eventsOf,
   stoppingOf,
+  tableCard,
   workersHere,
   workersOf,
 } from './run/cards.ts';
@@ -58,6 +59,7 @@ class RunScreen implements View {
   readonly #checkpoints = h('div', {});
   readonly #workers = h('div', {});
   readonly #events = h('div', {});
+  readonly #tables = h('div', {});
   readonly #configuration = h('div', {});
   readonly #examples = h('div', {});
   readonly #examplesCard = withClass(card('Predictions', this.#examples), 'full');
@@ -215,6 +217,7 @@ class RunScreen implements View {
         this.#sampling,
         this.#looks,
         withClass(card('Workers of this run', this.#workers), 'full'),
+        this.#tables,
         this.#events,
         withClass(card('Log', this.#log), 'full'),
         withClass(card('Configuration', this.#configuration), 'full'),
@@ -240,6 +243,11 @@ class RunScreen implements View {
     fillNew(this.#stopping, stopping, () => [stoppingOf(run, tests)]);
     const mine = workersHere(run);
     fillNew(this.#workers, [run.phase, mine], () => [workersOf(run, mine)]);
+    const tables = tableCard(run);
+    fillNew(this.#tables, [run.tables, run.pushes.applied], () => [
+      tables && card('Tables', tables),
+    ]);
+    this.#tables.hidden = tables === null;
     const happened = eventsOf(run);
     fillNew(this.#events, [run.rollbacks, run.stepsLost, run.workerFailure], () => [
       happened && card('What happened', happened),

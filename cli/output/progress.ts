@@ -2,7 +2,13 @@ import pc from 'picocolors';
 import { clean, cleanJson } from '../../shared/clean.ts';
 import { isOver } from '../../shared/phases.ts';
 import type { ErrorMeasure } from '../../shared/protocol.ts';
-import type { Rollback, RunDetail, RunSummary, WorkerSummary } from '../../shared/rest.ts';
+import type {
+  Rollback,
+  RowTableFacts,
+  RunDetail,
+  RunSummary,
+  WorkerSummary,
+} from '../../shared/rest.ts';
 import { stoppingText } from '../../shared/stopping.ts';
 import { collectingText, errorFormat, failureText, groupText } from '../../shared/text.ts';
 import { isRefitted } from '../../shared/trained-last.ts';
@@ -284,6 +290,27 @@ function speedText(run: RunSummary): string {
   return mean === null ? '–' : `${groups(Math.round(mean))} examples/s on average`;
 }
 
+function tableText({
+  name,
+  rows,
+  rowsMax,
+  width,
+  memoryBytes,
+  updates,
+  dropped,
+  ...table
+}: RowTableFacts) {
+  const parts = [
+    `${groups(rows)} of ${groups(rowsMax)} rows, ${width} wide, ${Number((memoryBytes / 1e6).toPrecision(3))} MB`,
+    `${groups(updates)} rows updated`,
+  ];
+  const { staleness, admitted, forgotten } = table;
+  if (staleness) parts.push(`staleness mean ${fourDigits(staleness.mean)}, max ${staleness.max}`);
+  if (admitted > 0) parts.push(`${groups(admitted)} admitted, ${groups(forgotten)} forgotten`);
+  if (dropped > 0) parts.push(`${groups(dropped)} gradients dropped`);
+  return `${name}: ${parts.join('; ')}`;
+}
+
 /** All that one asks about a run, a fact a line. */
 export function runFacts(run: RunSummary | RunDetail): string[] {
   const lines = [
@@ -298,6 +325,7 @@ export function runFacts(run: RunSummary | RunDetail): string[] {
     const rate = group.frozen ? '' : `, learning rate ${fourDigits(group.learningRate)}`;
     lines.push(`  group          ${group.name}: ${size}${groupText(group)}${rate}`);
   }
+  for (const table of run.tables ?? []) lines.push(`  table          ${tableText(table)}`);
   for (const [name, evaluation] of [
     ['validation', run.validation],
     ['best', run.best],

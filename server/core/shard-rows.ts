@@ -1,9 +1,10 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
+import type { RowTableFacts } from '../../shared/rest.ts';
 import { scaleOf } from './consistency.ts';
 import type { RowsLanded } from './run/calls.ts';
 import type { RowsUpdate } from './shard-command.ts';
-import type { PushedRows, RowCounts, RunTables } from './tables/run-tables.ts';
+import type { PushedRows, RunTables } from './tables/run-tables.ts';
 
 /**
  * The rows that a shard has of a run's tables. What it does with them is what the coordinator has decided, as with its
@@ -122,10 +123,8 @@ export class ShardRows {
   }
 
   /** What is told of its rows; null: nothing new. */
-  news(): RowCounts[] | null {
-    const facts = this.tables
-      .facts()
-      .map(({ rows, pretrained, dropped }) => ({ rows, pretrained, dropped }));
+  news(): RowTableFacts[] | null {
+    const facts = this.tables.facts();
     const text = JSON.stringify(facts);
     if (text === this.#told) return null;
     this.#told = text;

@@ -7,6 +7,7 @@ import { LIMITS } from '../../shared/limits.ts';
 import { fragmentsOf, type PushKind } from '../../shared/local-steps.ts';
 import { normAndFinite } from '../../shared/optimizer.ts';
 import { type Range, rangeLayout, rangesOfRun } from '../../shared/partition.ts';
+import type { RowTableFacts } from '../../shared/rest.ts';
 import { type TableFields, tablesOf } from '../../shared/tables.ts';
 import type { LandingRoom, StagedPush } from './landing-rooms.ts';
 import { clipOf } from './outer.ts';
@@ -15,7 +16,7 @@ import type { RowsLanded } from './run/calls.ts';
 import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { densePart, type PartOfRows, ShardRows } from './shard-rows.ts';
 import { fragmentBytes, Snapshot } from './snapshot.ts';
-import { createRunTables, PUSHED_ROWS_BYTES_MAX, type RowCounts } from './tables/run-tables.ts';
+import { createRunTables, PUSHED_ROWS_BYTES_MAX } from './tables/run-tables.ts';
 import { type CopyVector, payloadLimits, slice, VECTOR, vectorPlaces } from './vectors.ts';
 
 /**
@@ -82,7 +83,7 @@ export interface ShardEvents {
   /** Rows that a worker has sent to begin with do not fit. */
   rowsRefused(run: string, session: string, why: string): void;
   /** The shard has other rows than it had when this was told last, by table. */
-  rowFacts(run: string, tables: RowCounts[]): void;
+  rowFacts(run: string, tables: RowTableFacts[]): void;
 }
 
 type CommandOfRows = Extract<

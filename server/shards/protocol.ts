@@ -10,6 +10,7 @@ import {
   SessionId,
   Text,
 } from '../../shared/message-fields.ts';
+import { RowTableFactsSchema } from '../../shared/rest.ts';
 import type { RowsLanded } from '../core/run/calls.ts';
 import { checkShardCommand, Float, type ShardCommand, VectorName } from '../core/shard-command.ts';
 
@@ -107,9 +108,7 @@ const RowFactsSchema = Type.Object(
   {
     type: Type.Literal('rowFacts'),
     run: Name,
-    tables: Type.Array(
-      Type.Object({ rows: Natural, pretrained: Natural, dropped: Natural }, closed),
-    ),
+    tables: Type.Array(RowTableFactsSchema),
   },
   closed,
 );

@@ -1,7 +1,13 @@
 import { ERRORS, type ErrorCode } from '../../shared/errors.ts';
 import { secondsOf } from '../../shared/history.ts';
 import { PhaseSchema } from '../../shared/protocol.ts';
-import type { MachineFacts, RunSummary, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
+import type {
+  MachineFacts,
+  RowTableFacts,
+  RunSummary,
+  ServerFacts,
+  WorkerSummary,
+} from '../../shared/rest.ts';
 import type { Counted, PushCounts, WriteCounts } from './counts.ts';
 
 /**
@@ -325,7 +331,43 @@ function aboutRuns(page: MetricsPage, { phases, runs }: PrometheusFacts): void {
     'Times that the run diverged and went back to good parameters.',
     (r) => r.rollbacks.length,
   );
+  aboutTables(page, runs);
   each('lost_steps', 'Applied updates that crashes of the server took back.', (r) => r.stepsLost);
+}
+
+function aboutTables(page: MetricsPage, runs: readonly RunFacts[]): void {
+  const each = (name: string, help: string, of: (table: RowTableFacts) => number | null) =>
+    page.gauge(
+      `downpour_run_table_${name}`,
+      help,
+      runs.flatMap(({ summary: { id: run, tables = [] } }) =>
+        tables.map((table): MetricSample => [{ run, table: table.name }, of(table)]),
+      ),
+    );
+  each('rows', 'Rows of a table with values of their own.', (t) => t.rows);
+  each('rows_max', 'Rows of a table at most.', (t) => t.rowsMax);
+  each(
+    'bytes',
+    'Memory of the rows of a table, with the state of the optimizer.',
+    (t) => t.memoryBytes,
+  );
+  each(
+    'updated_rows',
+    'Rows in all pushes that were updated, since the server has the run.',
+    (t) => t.updates,
+  );
+  each(
+    'staleness',
+    'Mean staleness of the rows of a table at their updates.',
+    (t) => t.staleness?.mean ?? null,
+  );
+  each('admitted_rows', 'Ids that got a row of a table that grows.', (t) => t.admitted);
+  each('forgotten_rows', 'Rows that a table forgot after expireAfter updates.', (t) => t.forgotten);
+  each(
+    'dropped_gradients',
+    'Gradients of rows that were dropped: their id is not admitted yet, or there is no room for it.',
+    (t) => t.dropped,
+  );
 }
 
 function aboutWriting(page: MetricsPage, runs: readonly RunFacts[]): void {

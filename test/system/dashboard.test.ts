@@ -449,6 +449,29 @@ describe.skipIf(skipped)('the dashboard', () => {
     expect((await cluster.client.run('digits-seed-2')).archived).toBe(false);
   });
 
+  test('shows the tables of a run as REST has them, and no card where there are none', async () => {
+    await page.goto(`${cluster.url}/#/runs/digits-momentum`);
+    await page.getByRole('heading', { name: 'digits-momentum' }).waitFor();
+    expect(await page.locator('tr[data-table]').count()).toBe(0);
+    const words = join(FIXTURES, 'rows-of-words.ts');
+    await cluster.createRun('words', words, {
+      ...{ epochsMax: 2, minibatchSize: 16, tables: { word: { rows: 200, width: 1 } } },
+    });
+    await cluster.work('words', 'ada').done;
+    const { tables, pushes } = await cluster.client.run('words');
+    const [table] = tables!;
+    expect(table!.updates).toBeGreaterThan(table!.rows);
+    await page.goto(`${cluster.url}/#/runs/words`);
+    const line = page.locator(`tr[data-table="${table!.name}"]`);
+    const cells = async () => (await line.locator('td').allTextContents()).slice(0, 5);
+    const { name, rows, rowsMax, width, updates, memoryBytes } = table!;
+    const kept = `${grouped(rows)} of ${grouped(rowsMax)}`;
+    const memory = `${Number((memoryBytes / 1_000).toPrecision(3))} KB`;
+    await expect.poll(cells).toEqual([name, kept, String(width), memory, grouped(updates)]);
+    const each = Number(await line.locator('td').nth(5).textContent());
+    expect(each).toBeCloseTo(updates / pushes.applied, 1);
+  });
+
   test('an operator stops a run, and resumes it', async () => {
     await page.goto(`${cluster.url}/#/runs/digits-live`);
     await page.getByRole('button', { name: 'Checkpoint', exact: true }).click();

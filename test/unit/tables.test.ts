@@ -275,7 +275,7 @@ describe('rows that began with the values of a file', () => {
       [0, 0],
     ] as const) {
       const table = begun({ pretrainedRate });
-      expect([table.count, table.pretrainedCount]).toEqual([10, 10]);
+      expect([table.count, table.facts().pretrained]).toEqual([10, 10]);
       const before = read(table, [3, 15]);
       expect(before.subarray(0, 3)).toEqual(given.subarray(9, 12));
       push(table, 2, [3, 15], [1, 1, 1, 1, 1, 1]);
@@ -292,7 +292,7 @@ describe('rows that began with the values of a file', () => {
     for (let step = 2; step <= 20; step++) push(table, step, [15], [1, 1, 1]);
     push(table, 21, [16], [1, 1, 1]);
     expect(read(table, ALL.slice(0, 10))).toEqual(given);
-    expect(table.pretrainedCount).toBe(10);
+    expect(table.facts().pretrained).toBe(10);
     for (let step = 22; step <= 40; step++) push(table, step, [16], [1, 1, 1]);
     expect(table.count).toBe(11);
   });
@@ -317,7 +317,7 @@ describe('rows that began with the values of a file', () => {
   test('begin anew with the file where fresh parameters are asked for', () => {
     const table = begun({});
     table.reset(8);
-    expect([table.count, table.pretrainedCount]).toEqual([0, 0]);
+    expect([table.count, table.facts().pretrained]).toEqual([0, 0]);
     expect(read(table, [3])).not.toEqual(given.subarray(9, 12));
   });
 });

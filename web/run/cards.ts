@@ -144,6 +144,39 @@ export function eventsOf(run: RunSummary): HTMLElement | null {
   return lines.length === 0 ? null : h('ul', { class: 'plain' }, ...lines);
 }
 
+/** @returns null: the run has no tables. */
+export function tableCard({ tables = [], pushes }: RunSummary): HTMLElement | null {
+  if (tables.length === 0) return null;
+  const applied = pushes.applied + pushes.damped;
+  const rows = tables.map((table) =>
+    h(
+      'tr',
+      { 'data-table': table.name },
+      h('td', {}, table.name),
+      ...[
+        `${count(table.rows)} of ${count(table.rowsMax)}`,
+        count(table.width),
+        bytes(table.memoryBytes),
+        count(table.updates),
+        applied === 0 ? '–' : short(table.updates / applied),
+        table.staleness === null
+          ? '–'
+          : `${short(table.staleness.mean)} / ${count(table.staleness.max)}`,
+        `${count(table.admitted)} / ${count(table.forgotten)}`,
+        count(table.dropped),
+      ].map((text) => h('td', { class: 'number' }, text)),
+    ),
+  );
+  const headings = [
+    ...['Table', 'Rows', 'Width', 'Memory', 'Rows updated', 'Rows in a push'],
+    ...['Staleness, mean / max', 'Admitted / forgotten', 'Gradients dropped'],
+  ];
+  return tableElement('Tables of rows', headings, rows, [
+    '',
+    ...headings.slice(1).map(() => 'number'),
+  ]);
+}
+
 export function checkpointTable(
   id: string,
   list: readonly CheckpointSummary[],

@@ -412,6 +412,7 @@ function summaryOf(
     },
     staleness: observations.staleness(),
     gradientNorm: observations.gradientNorm,
+    ...(vector.tables && { tables: (vector.rowParts ?? vector.tables).facts() }),
     correction: components.correction.told,
     collecting: collectingOf(inside, now),
     hint: hintOf(inside),
@@ -455,7 +456,6 @@ function hintOf(inside: RunInternals): string | null {
 
 function detailOf(inside: RunInternals, now: number): Omit<RunDetail, 'checkpoint' | 'unwritten'> {
   const { options, fields, components } = inside;
-  const { tables, rowParts } = components.vector;
   return {
     ...summaryOf(inside, now),
     experimentHash: options.experimentHash,
@@ -463,7 +463,6 @@ function detailOf(inside: RunInternals, now: number): Omit<RunDetail, 'checkpoin
     config: options.config,
     layoutHash: components.vector.layout?.hash ?? null,
     groups: toldGroups(inside),
-    ...(tables && { tables: (rowParts ?? tables).facts() }),
     inputShape: fields.facts?.inputs.shape ?? null,
     classes: fields.facts?.classes?.slice(0, CLASSES_TOLD) ?? null,
   };

@@ -1,9 +1,10 @@
 import { floatsOf } from '../../../shared/codec.ts';
+import type { RowTableFacts } from '../../../shared/rest.ts';
 import { cutKeys, cutRows } from '../../../shared/row-shards.ts';
 import { decodeRows, encodeKeys, encodeRows } from '../../../shared/rows.ts';
 import type { RowsLanded } from '../run/calls.ts';
 import type { RunShards } from '../shard.ts';
-import type { PushedRows, RowCounts, RunTables } from './run-tables.ts';
+import type { PushedRows, RunTables } from './run-tables.ts';
 
 /**
  * The rows of a run on several shards, as the coordinator sees them: some are here, and the shards that have the others
@@ -14,7 +15,7 @@ export class RowParts {
   readonly #tables: RunTables;
   readonly #shards: RunShards;
   /** What each of the other shards has told last, by index. */
-  readonly #facts = new Map<number, readonly RowCounts[]>();
+  readonly #facts = new Map<number, readonly RowTableFacts[]>();
 
   constructor(run: string, tables: RunTables, shards: RunShards) {
     this.#run = run;
@@ -78,20 +79,29 @@ export class RowParts {
   }
 
   /** A shard tells what it has. */
-  note(index: number, facts: readonly RowCounts[]): void {
+  note(index: number, facts: readonly RowTableFacts[]): void {
     this.#facts.set(index, facts);
   }
 
   /** As `RunTables.facts`, of all shards. */
-  facts(): ReturnType<RunTables['facts']> {
-    return this.#tables.facts().map(({ name, ...own }, i) => {
-      let { rows, pretrained, dropped } = own;
-      for (const facts of this.#facts.values()) {
-        rows += facts[i]?.rows ?? 0;
-        pretrained += facts[i]?.pretrained ?? 0;
-        dropped += facts[i]?.dropped ?? 0;
-      }
-      return { name, rows, pretrained, dropped };
+  facts(): RowTableFacts[] {
+    return this.#tables.facts().map((own, i) => {
+      const all = [own, ...[...this.#facts.values()].flatMap((facts) => facts[i] ?? [])];
+      const sum = (of: (facts: RowTableFacts) => number) =>
+        all.reduce((total, facts) => total + of(facts), 0);
+      const updates = sum((facts) => facts.updates);
+      const stale = sum(({ staleness, ...facts }) => facts.updates * (staleness?.mean ?? 0));
+      return {
+        ...{ name: own.name, width: own.width, updates },
+        ...{ rows: sum((facts) => facts.rows), rowsMax: sum((facts) => facts.rowsMax) },
+        ...{ pretrained: sum((facts) => facts.pretrained), dropped: sum((facts) => facts.dropped) },
+        ...{ admitted: sum((facts) => facts.admitted), forgotten: sum((facts) => facts.forgotten) },
+        memoryBytes: sum((facts) => facts.memoryBytes),
+        staleness:
+          updates === 0
+            ? null
+            : { mean: stale / updates, max: Math.max(...all.map((f) => f.staleness?.max ?? 0)) },
+      };
     });
   }
 }

@@ -1,4 +1,5 @@
 import { DownpourError } from '../../../shared/errors.ts';
+import type { RowTableFacts } from '../../../shared/rest.ts';
 import { ALL_ROWS, type RowShare } from '../../../shared/row-shards.ts';
 import type { EncodedRows, RowEncoding, TableRows } from '../../../shared/rows.ts';
 import type { TableConfig } from '../../../shared/tables.ts';
@@ -82,6 +83,8 @@ export class RowTable {
   #slots = new Int32Array();
   readonly #undo: RowUndo;
   readonly #row = { rate: 0, age: 0 };
+  /** Since the server has the run. */
+  readonly #tally = { updates: 0, staleness: 0, stalenessMax: 0, admitted: 0, forgotten: 0 };
 
   /**
    * @param share of its rows that are here.
@@ -123,9 +126,16 @@ export class RowTable {
     return this.#count;
   }
 
-  /** Rows that began with the values of a file. */
-  get pretrainedCount(): number {
-    return this.#pretrainedCount;
+  facts(): RowTableFacts {
+    const { updates, staleness, stalenessMax: max, admitted, forgotten } = this.#tally;
+    const { width, stateSize, decays } = this.#memory;
+    const rowBytes = 4 * (width + stateSize) + 8 + (decays.length > 0 ? 8 : 0);
+    return {
+      ...{ name: this.name, width, rows: this.#count, rowsMax: this.#index.capacity },
+      ...{ pretrained: this.#pretrainedCount, dropped: this.dropped, admitted, forgotten, updates },
+      memoryBytes: this.#count * rowBytes,
+      staleness: updates > 0 ? { mean: staleness / updates, max } : null,
+    };
   }
 
   /** All rows have their initial values; captures stay as they are. */
@@ -215,6 +225,7 @@ export class RowTable {
     const key = this.#staged.keys[at]!;
     const found = this.#slots[at]!;
     const given = found < 0 ? this.#index.admit(key) : found;
+    if (found < 0 && given >= 0) this.#tally.admitted++;
     const factor = this.#isPretrained(given) ? this.#config.pretrainedRate : 1;
     const slot = factor === 0 ? -1 : given;
     const { slots, numbers, changed, decays, width, at: addresses } = this.#memory;
@@ -231,7 +242,11 @@ export class RowTable {
     }
     numbers[NUMBERS_OF_ROW * i] = missed;
     const row = this.#row;
-    row.rate = own * factor * scaleOf(Math.max(0, last - readStep));
+    const staleness = Math.max(0, last - readStep);
+    row.rate = own * factor * scaleOf(staleness);
+    this.#tally.updates++;
+    this.#tally.staleness += staleness;
+    if (staleness > this.#tally.stalenessMax) this.#tally.stalenessMax = staleness;
     row.age = last <= this.#began ? 0 : rowStep - last;
     this.#rule.note(numbers, i, row);
     this.#mark(slot, rowStep);
@@ -249,7 +264,10 @@ export class RowTable {
     this.#decay = this.#undo.decay;
     this.#undo.restore((slot, changed) => {
       this.#mark(slot, changed);
-      if (changed === 0) this.#index.remove(this.#index.keyOf(slot));
+      this.#tally.updates--;
+      if (changed > 0) return;
+      this.#index.remove(this.#index.keyOf(slot));
+      if (this.#config.rows === 'hash') this.#tally.admitted--;
     });
   }
 
@@ -425,6 +443,7 @@ export class RowTable {
       if (last === 0 || rowStep - last <= expireAfter! || this.#isPretrained(slot)) continue;
       this.#keep(slot);
       this.#remove(slot, this.#index.keyOf(slot));
+      this.#tally.forgotten++;
     }
   }
 

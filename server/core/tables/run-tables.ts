@@ -4,6 +4,7 @@ import { STATE_PREFIX } from '../../../shared/layout.ts';
 import { LIMITS } from '../../../shared/limits.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import type { Push } from '../../../shared/protocol.ts';
+import type { RowTableFacts } from '../../../shared/rest.ts';
 import { ALL_ROWS, mustBeOwnRows, type RowShare } from '../../../shared/row-shards.ts';
 import {
   decodeKeys,
@@ -34,13 +35,6 @@ import {
 
 /** What a push says of its rows. */
 export type PushedRows = NonNullable<Push['rows']>;
-
-/** Rows of a table that have values of their own, those that began with values of a file, and gradients that were dropped. */
-export interface RowCounts {
-  readonly rows: number;
-  readonly pretrained: number;
-  readonly dropped: number;
-}
 
 /** The JSON half of the tables in a checkpoint. */
 export interface RunTablesState {
@@ -103,11 +97,8 @@ export class RunTables {
     return this.#rowStep;
   }
 
-  /** Rows with values of their own, those of them that began with values of a file, and gradients that were dropped since their key has no row, of each table. */
-  facts(): ({ readonly name: string } & RowCounts)[] {
-    return this.#tables.map(({ name, count: rows, pretrainedCount: pretrained, dropped }) => ({
-      ...{ name, rows, pretrained, dropped },
-    }));
+  facts(): RowTableFacts[] {
+    return this.#tables.map((table) => table.facts());
   }
 
   /** Fresh parameters are asked for: all rows begin anew. */
