@@ -48,10 +48,10 @@ export default defineExperiment({
   },
 
   tables: {
-    user: { rows: 1_000, width: 20, weightDecay: 0.0006 },
-    film: { rows: 2_000, width: 20, weightDecay: 0.0006 },
-    userBias: { rows: 1_000, width: 1, initializer: { kind: 'zeros' } },
-    filmBias: { rows: 2_000, width: 1, initializer: { kind: 'zeros' } },
+    user: { rows: 1_000, width: 20, weightDecay: 0.0006, learningRate: 20 },
+    film: { rows: 2_000, width: 20, weightDecay: 0.0006, learningRate: 20 },
+    userBias: { rows: 1_000, width: 1, initializer: { kind: 'zeros' }, learningRate: 20 },
+    filmBias: { rows: 2_000, width: 1, initializer: { kind: 'zeros' }, learningRate: 20 },
   },
   model: ({ tf }) => {
     const [user, film] = ['user', 'film'].map((name) =>
@@ -72,8 +72,9 @@ export default defineExperiment({
   config: {
     validationFraction: 0.05,
     minibatchSize: 256,
-    learningRate: 0.4,
-    epochsMax: 20,
+    learningRate: 0.02,
+    epochsMax: 25,
+    earlyStopping: { patience: 8 },
     hyperparameters: { split: 'random' },
   },
 });

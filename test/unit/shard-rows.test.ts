@@ -67,7 +67,8 @@ describe('rows on several shards are those on one, to the bit', () => {
       const losses = (run: ShardedRun) => run.run.metrics().evaluations.map(({ loss }) => loss);
       expect(losses(several)).toEqual(losses(one));
       for (const shard of several.shards) shard.look(1);
-      expect(several.run.detail(0).tables).toEqual(one.run.detail(0).tables);
+      expect(tallies(several)).toEqual(tallies(one));
+      expect(kept(several)).toEqual(kept(one));
       const session = '0123456789abcdef';
       const kinds = new Map(several.told.map((command) => [command.kind, command]));
       for (const command of kinds.values()) {
@@ -78,6 +79,18 @@ describe('rows on several shards are those on one, to the bit', () => {
     }
   });
 });
+
+/** Facts of tables that a run keeps, and what is counted since the server has it. */
+const kept = ({ run }: ShardedRun) =>
+  run
+    .detail(0)
+    .tables!.map(
+      ({ updates: _, staleness: __, admitted: ___, forgotten: ____, ...facts }) => facts,
+    );
+const tallies = ({ run }: ShardedRun) =>
+  run
+    .detail(0)
+    .tables!.map(({ updates, admitted, forgotten }) => ({ updates, admitted, forgotten }));
 
 describe('a checkpoint of rows', () => {
   const whole = new ShardedRun(1, TABLES);
@@ -102,7 +115,7 @@ describe('a checkpoint of rows', () => {
       expect(second.run.step).toBe(steps);
       expect(second.rows(), `cut at ${cut}`).toEqual(whole.rows());
       for (const shard of second.shards) shard.look(1);
-      expect(second.run.detail(0).tables).toEqual(whole.run.detail(0).tables);
+      expect(kept(second)).toEqual(kept(whole));
     }
   });
 

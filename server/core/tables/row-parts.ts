@@ -92,8 +92,8 @@ export class RowParts {
       const updates = sum((facts) => facts.updates);
       const stale = sum(({ staleness, ...facts }) => facts.updates * (staleness?.mean ?? 0));
       return {
-        ...{ name: own.name, width: own.width, updates },
-        ...{ rows: sum((facts) => facts.rows), rowsMax: sum((facts) => facts.rowsMax) },
+        ...{ name: own.name, width: own.width, rowsMax: own.rowsMax, updates },
+        rows: sum((facts) => facts.rows),
         ...{ pretrained: sum((facts) => facts.pretrained), dropped: sum((facts) => facts.dropped) },
         ...{ admitted: sum((facts) => facts.admitted), forgotten: sum((facts) => facts.forgotten) },
         memoryBytes: sum((facts) => facts.memoryBytes),

@@ -129,9 +129,10 @@ export class RowTable {
   facts(): RowTableFacts {
     const { updates, staleness, stalenessMax: max, admitted, forgotten } = this.#tally;
     const { width, stateSize, decays } = this.#memory;
+    const { rows, rowsMax } = this.#config;
     const rowBytes = 4 * (width + stateSize) + 8 + (decays.length > 0 ? 8 : 0);
     return {
-      ...{ name: this.name, width, rows: this.#count, rowsMax: this.#index.capacity },
+      ...{ name: this.name, width, rows: this.#count, rowsMax: rows === 'hash' ? rowsMax : rows },
       ...{ pretrained: this.#pretrainedCount, dropped: this.dropped, admitted, forgotten, updates },
       memoryBytes: this.#count * rowBytes,
       staleness: updates > 0 ? { mean: staleness / updates, max } : null,
