@@ -315,7 +315,9 @@ function report(
   lines.push(`  ${commandLine('status', run.id, options)}`);
   if (model) {
     if (predicts) lines.push(`  ${commandLine('predict', run.id, options, [NEW_DATA])}`);
-    lines.push(`  ${commandLine('export', run.id, options)} --to exported --format tfjs`);
+    // No file for tf.loadLayersModel holds tables.
+    const format = run.tables?.length ? 'safetensors' : 'tfjs';
+    lines.push(`  ${commandLine('export', run.id, options)} --to exported --format ${format}`);
   }
   for (const line of lines) print(line);
 }

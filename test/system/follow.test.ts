@@ -229,6 +229,20 @@ describe('each command on each kind of experiment', { timeout: 60_000 }, () => {
   });
 });
 
+test.each([
+  ['plain', 'tfjs'],
+  ['tables', 'safetensors'],
+] as const)(
+  'train of %s ends with an export that is not refused',
+  async (kind, format) => {
+    const args = ['train', file(kind), '--workers', '0', '--run', `trained-${kind}`];
+    const { code, out } = await run(args, kind);
+    expect(code).toBe(EXIT.ok);
+    expect(out).toMatch(new RegExp(`downpour export trained-${kind}.* --format ${format}$`, 'm'));
+  },
+  60_000,
+);
+
 describe('studies', { timeout: 60_000 }, () => {
   test.each(STUDIES)('%s: %j', async (kind, [command, ...args]) => {
     const { code, err, out } = await run(study(command!, file(kind), ...args), kind);
