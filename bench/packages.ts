@@ -23,7 +23,10 @@ export function fetchedPackage({ registry, name, version, sha512 }: DataPackage)
   mkdirSync(folder, { recursive: true });
   const archive = join(
     folder,
-    registry === 'npm' ? `${name}-${version}.tgz` : `${name}-${version}-py3-none-any.whl`,
+    // npm names the archive of @scope/name without the two marks.
+    registry === 'npm'
+      ? `${name.replace('@', '').replace('/', '-')}-${version}.tgz`
+      : `${name}-${version}-py3-none-any.whl`,
   );
   if (!existsSync(archive)) {
     const [command, words] =

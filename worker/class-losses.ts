@@ -16,10 +16,10 @@ import { type Tensor, tf } from './tf.ts';
 export interface SampledScores {
   /** Shape [n, 1 + k]: the score of the right class first, then those of the k classes that were drawn. */
   readonly scores: Tensor;
-  /** Shape [n, 1 + k], int32: these classes. */
+  /** Shape [n, 1 + k], int32: these classes, or their places among the rows of a minibatch. They are compared alone. */
   readonly ids: Tensor;
-  /** What the classes were drawn by. */
-  readonly sampler: ClassSampler;
+  /** Shape [n, 1 + k]: `logProbability` of the sampler, of the ids before they became places. */
+  readonly logProbabilities: Tensor;
 }
 
 /** Draws classes in the place of all of them. */
@@ -144,16 +144,20 @@ const RARE = 1e-30;
 /** A score that counts for nothing. */
 const HIT = -1e9;
 
-function taken(name: string, { scores, ids, sampler }: SampledScores) {
-  const isAlike = scores.shape.length === 2 && String(scores.shape) === String(ids.shape);
-  mustBe(name, 'scores and ids', isAlike && scores.shape[1]! >= 2, scores);
+function taken(name: string, { scores, ids, logProbabilities }: SampledScores) {
+  const isAlike = [ids, logProbabilities].every(
+    ({ shape }) => String(shape) === String(scores.shape),
+  );
+  const isSampled = scores.shape.length === 2 && scores.shape[1]! >= 2;
+  mustBe(name, 'scores, ids and logProbabilities', isAlike && isSampled, scores);
   const [rightId, otherIds] = parts(ids);
   const logCount = Math.log(otherIds.shape[1]!);
+  const [right, others] = parts(logProbabilities);
   return {
     scores,
     isHit: tf.equal(otherIds, rightId),
-    logExpected: tf.add(sampler.logProbability(otherIds), logCount),
-    logExpectedRight: tf.add(sampler.logProbability(rightId), logCount),
+    logExpected: tf.add(others, logCount),
+    logExpectedRight: tf.add(right, logCount),
   };
 }
 

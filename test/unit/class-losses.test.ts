@@ -1,10 +1,19 @@
 import { beforeAll, describe, expect, test } from 'vitest';
+import { resolveConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
+import type { BatchArguments, FieldTensors } from '../../worker/batch.ts';
+import { gather } from '../../worker/data/gather.ts';
+import { dataOf } from '../../worker/data/given.ts';
+import { prepareData } from '../../worker/data/prepare-data.ts';
 import { drawsOf } from '../../worker/draws.ts';
 import { openEngine } from '../../worker/engine.ts';
-import { losses } from '../../worker/layers.ts';
+import { engineFolder, readEngine } from '../../worker/engine-folder.ts';
+import { type Experiment, mustBeExperiment } from '../../worker/experiment.ts';
+import { layers, losses } from '../../worker/layers.ts';
+import { buildModel } from '../../worker/model.ts';
 import { withSeed } from '../../worker/noise.ts';
-import { type Tensor, tf } from '../../worker/tf.ts';
+import { prepareOptions } from '../../worker/prepare.ts';
+import { type LayersModel, type Tensor, tf } from '../../worker/tf.ts';
 
 beforeAll(() => openEngine({ engine: 'cpu' }));
 
@@ -67,7 +76,11 @@ test('the sampled softmax approaches the full one, and its gradient does', () =>
   const distance = (k: number) => {
     const sampled = lossAndGradient((all) => {
       const ids = idsOf(k, 7, 4);
-      return losses.sampledSoftmax({ scores: scoresAt(all, ids), ids, sampler });
+      return losses.sampledSoftmax({
+        scores: scoresAt(all, ids),
+        ids,
+        logProbabilities: sampler.logProbability(ids),
+      });
     });
     const apart = sampled.gradient.map((g, i) => Math.abs(g - full.gradient[i]!));
     return [Math.abs(sampled.value - full.value), Math.max(...apart)];
@@ -81,7 +94,13 @@ test('the estimate of the sum over all classes has no bias', () => {
   // e^(loss + score of the right class) is the estimated sum.
   const ids = idsOf(5, 11, 20_000);
   const all = tf.tensor1d(SCORES);
-  const loss = losses.sampledSoftmax({ scores: scoresAt(all, ids), ids, sampler }).dataSync();
+  const loss = losses
+    .sampledSoftmax({
+      scores: scoresAt(all, ids),
+      ids,
+      logProbabilities: sampler.logProbability(ids),
+    })
+    .dataSync();
   const sums = [...loss].map((each) => Math.exp(each + SCORES[RIGHT]!));
   const mean = sums.reduce((sum, each) => sum + each, 0) / sums.length;
   const variance = sums.reduce((sum, each) => sum + (each - mean) ** 2, 0) / sums.length;
@@ -94,7 +113,11 @@ test("noise-contrastive estimation has the softmax's gradient on average, where 
   const k = 2_000;
   const { gradient } = lossAndGradient((all) => {
     const ids = idsOf(k, 13, 8);
-    return losses.noiseContrastive({ scores: scoresAt(all, ids), ids, sampler });
+    return losses.noiseContrastive({
+      scores: scoresAt(all, ids),
+      ids,
+      logProbabilities: sampler.logProbability(ids),
+    });
   }, logs);
   for (const [i, p] of softmax().entries()) {
     expect(gradient[i]!).toBeCloseTo(p - Number(i === RIGHT), 1);
@@ -169,8 +192,130 @@ describe('the hierarchical softmax', () => {
 test('scores and ids of other shapes are refused with theirs', () => {
   const ids = idsOf(3, 1);
   for (const name of ['sampledSoftmax', 'noiseContrastive'] as const) {
-    expect(() => losses[name]({ scores: tf.zeros([1, 5]), ids, sampler })).toThrow('[1,5]');
+    const wrong = { scores: tf.zeros([1, 5]), ids, logProbabilities: tf.zeros([1, 4]) };
+    expect(() => losses[name](wrong)).toThrow('[1,5]');
   }
   const signs = tf.zeros([2, 2]);
   expect(() => losses.hierarchicalSoftmax({ scores: tf.zeros([2, 3]), signs })).toThrow('[2,3]');
+});
+
+/** Pairs of words: word i is beside words 2 i and 2 i + 1. */
+const PAIRS = Array.from(
+  { length: 96 },
+  (_, i) => [i % 8, (2 * (i % 8) + (i % 2)) % CLASSES] as const,
+);
+const NEGATIVES = 4;
+const tree = losses.classTree(COUNTS);
+
+/** What a layer gives while a model is built. */
+const node = (output: unknown) => output as LayersModel['inputs'][number];
+
+/** Learns the pairs by one of the losses, with the vectors of both words in tables. */
+function pairsBy(
+  name: 'sampledSoftmax' | 'noiseContrastive' | 'negativeSampling' | 'hierarchicalSoftmax',
+) {
+  const isTree = name === 'hierarchicalSoftmax';
+  const column = (values: number[]) => ({
+    values: Int32Array.from(values),
+    shape: [PAIRS.length, 1],
+  });
+  const whole = (values: ArrayLike<number>, width: number) =>
+    PAIRS.flatMap(([, right]) => Array.from(values).slice(right * width, (right + 1) * width));
+  const shape = [PAIRS.length, tree.depth];
+  const data = dataOf({
+    train: {
+      inputs: {
+        word: column(PAIRS.map(([word]) => word)),
+        candidates: isTree
+          ? { values: Int32Array.from(whole(tree.nodes, tree.depth)), shape }
+          : column(PAIRS.map(([, right]) => right)),
+        more: isTree
+          ? { values: Float32Array.from(whole(tree.signs, tree.depth)), shape }
+          : { values: new Float32Array(PAIRS.length), shape: [PAIRS.length, 1] },
+      },
+    },
+    source: 'pairs of words',
+  });
+  const experiment: Experiment = {
+    data: () => data,
+    tables: { word: { rows: 8, width: 3 }, other: { rows: CLASSES, width: 3 } },
+    ...(!isTree && {
+      batch: {
+        change: (fields: FieldTensors, { tf, random }: BatchArguments) => {
+          const drawn = sampler.draw(random, [fields.word!.shape[0]!, NEGATIVES]);
+          const candidates = tf.concat([fields.candidates!, drawn], 1);
+          return { ...fields, candidates, more: sampler.logProbability(candidates) };
+        },
+        evaluation: true,
+      },
+    }),
+    model: ({ tf }) => {
+      const width = isTree ? tree.depth : 1 + NEGATIVES;
+      const word = tf.input({ shape: [1], name: 'word', dtype: 'int32' });
+      const candidates = tf.input({ shape: [width], name: 'candidates', dtype: 'int32' });
+      const given = node(layers.rows({ table: 'word' }).apply(word));
+      const others = node(layers.rows({ table: 'other' }).apply(candidates));
+      const scores = tf.layers.dot({ axes: 2 }).apply([given, others]);
+      const flat = tf.layers.flatten().apply(node(scores));
+      const dense = tf.layers.dense({ units: width, kernelInitializer: 'identity' });
+      return tf.model({ inputs: [word, candidates], outputs: node(dense.apply(flat)) });
+    },
+    objective: ({ model, batch }) => {
+      const { word, candidates: ids, more } = batch as FieldTensors & Record<string, Tensor>;
+      const scores = model.apply({ word: word!, candidates: ids! });
+      if (name === 'hierarchicalSoftmax') return losses[name]({ scores, signs: more! });
+      return losses[name]({ scores, ids: ids!, logProbabilities: more! });
+    },
+  };
+  const checked = mustBeExperiment(experiment, 'test');
+  const config = { ...resolveConfig(checked.config!), seed: 3 };
+  const prepared = prepareData(data, prepareOptions(checked, config));
+  return { checked, prepared, config };
+}
+
+const LEARNT = [
+  'sampledSoftmax',
+  'noiseContrastive',
+  'negativeSampling',
+  'hierarchicalSoftmax',
+] as const;
+const NATIVE = readEngine(engineFolder('cpu')) ? (['native'] as const) : [];
+describe.each(['wasm', ...NATIVE] as const)('an objective on tables, %s', (engine) => {
+  beforeAll(() => openEngine({ engine }));
+
+  test.each(LEARNT)('%s has the same gradients recorded or not', async (name) => {
+    const { checked, prepared, config } = pairsBy(name);
+    const minibatch = gather(
+      prepared,
+      'train',
+      Int32Array.from({ length: 16 }, (_, i) => i),
+    );
+    const steps = [];
+    for (const record of [true, false]) {
+      const model = await buildModel(checked, config, prepared, { record });
+      model.load(await model.initialise(3));
+      const numbers = (keys: Uint32Array) =>
+        Float32Array.from(
+          keys.length > 0
+            ? [...keys].flatMap((key) => [0, 1, 2].map((i) => Math.sin(key + i)))
+            : [],
+        );
+      model.rows!.from(async (keys) => keys.map((own) => ({ keys: own, values: numbers(own) })));
+      // What is repeated is recorded.
+      for (let i = 0; i < 4; i++) await model.step(minibatch, 5);
+      const { loss, rows } = await model.step(minibatch, 5);
+      steps.push({ loss, rows: rows!.map(({ keys, values }) => ({ keys, values: [...values] })) });
+      if (record && engine === 'native') expect(model.execution).toBe('graph');
+      model.dispose();
+    }
+    const [recorded, plain] = steps;
+    expect(recorded!.loss).toBeCloseTo(plain!.loss, 4);
+    for (const [t, { keys, values }] of plain!.rows.entries()) {
+      expect(recorded!.rows[t]!.keys).toEqual(keys);
+      expect(values.some((value) => Math.abs(value) > 1e-4)).toBe(true);
+      for (const [i, value] of values.entries()) {
+        expect(recorded!.rows[t]!.values[i]).toBeCloseTo(value, 4);
+      }
+    }
+  });
 });
