@@ -3,6 +3,7 @@ import type { RowShape, TableRows } from '../../shared/rows.ts';
 import type { Minibatch } from '../data/examples.ts';
 import type { Fed } from '../graph.ts';
 import { type Tensor, tf, type Variable } from '../tf.ts';
+import { findKeys } from './find-keys.ts';
 import type { RowLookup } from './layer.ts';
 import { type PlacedMinibatch, type RowBinding, RowPlaces } from './places.ts';
 
@@ -199,11 +200,8 @@ export function madeUpRows(
 
 /** @param out shape [keys, width]. @returns false: a key is missing. */
 function copyRows(keys: Uint32Array, from: TableRows, width: number, out: Float32Array): boolean {
-  let at = 0;
-  for (let i = 0; i < keys.length; i++) {
-    while (at < from.keys.length && from.keys[at]! < keys[i]!) at++;
-    if (at >= from.keys.length || from.keys[at] !== keys[i]) return false;
+  return findKeys(keys, from.keys, (i, at) => {
+    // By elements: two views cost more than the copy of a row.
     for (let k = 0; k < width; k++) out[i * width + k] = from.values[at * width + k]!;
-  }
-  return true;
+  });
 }

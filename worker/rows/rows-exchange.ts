@@ -14,6 +14,7 @@ import {
   type TableRows,
 } from '../../shared/rows.ts';
 import { rowPushEncoding } from '../../shared/tables.ts';
+import { findKeys } from './find-keys.ts';
 import type { RowSource } from './model-rows.ts';
 import { type RowsAnswer, RowsLost } from './requests.ts';
 
@@ -233,15 +234,7 @@ function joined(pieces: readonly TableRows[]): TableRows {
 }
 
 function hasAll(rows: readonly TableRows[], keys: readonly Uint32Array[]): boolean {
-  return keys.every((own, t) => {
-    const held = rows[t]!.keys;
-    let at = 0;
-    for (const key of own) {
-      while (at < held.length && held[at]! < key) at++;
-      if (held[at] !== key) return false;
-    }
-    return true;
-  });
+  return keys.every((own, t) => findKeys(own, rows[t]!.keys));
 }
 
 /** @throws DownpourError DP_ROWS_INVALID: the exchange knows no rows. */
