@@ -93,7 +93,7 @@ export function rowPushesTable(rows: readonly RowPushRow[]): Table {
   return {
     name: 'rows',
     question:
-      'How fast are pushes of the rows that a minibatch touches, beside pushes of the table?',
+      'How fast are pushes of the rows that a minibatch touches, next to pushes of the table?',
     columns: [
       { key: 'table', title: 'table' },
       { key: 'touched', title: 'rows of a push', digits: 0 },
@@ -196,7 +196,7 @@ export function rowPeersTable(rows: readonly RowPeerRow[], skipped: readonly str
   const missing = skipped.length > 0 ? ` Not measured: ${skipped.join('; ')}.` : '';
   return {
     name: 'rows beside others',
-    question: "How fast are pushes of 2,889 rows of GloVe's table, beside other systems?",
+    question: "How fast are pushes of 2,889 rows of GloVe's table, next to other systems?",
     columns: [
       { key: 'system', title: 'system' },
       { key: 'perSecond', title: 'updates/s' },
