@@ -12,7 +12,7 @@ import { performance } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
 import { checkpointFolder, listCheckpoints } from '../files/checkpoint.ts';
 import { createLayout } from '../shared/layout.ts';
-import { webSocketAddress } from '../shared/rest-client.ts';
+import { createRestClient, webSocketAddress } from '../shared/rest-client.ts';
 import type { TableRows } from '../shared/rows.ts';
 import { rowShapes } from '../shared/tables.ts';
 import { Client } from '../worker/client.ts';
@@ -39,6 +39,8 @@ const touched = Math.min(rows, Number(options.touched ?? rows));
 const RUN = 'bench';
 const RATE = 0.5;
 const GRADIENT = 0.25;
+/** The answer to a stop, and to a resume, comes when a checkpoint is on disk. */
+const patient = ({ url }: ServerProcess) => createRestClient({ server: url, timeoutMs: 1_800_000 });
 const tensors = [{ name: 'weights', shape: [1_000], role: 'trainable' as const }];
 const table = {
   ...{ rows, width, initializer: { kind: 'zeros' as const }, optimizer: { kind: 'sgd' as const } },
@@ -158,13 +160,13 @@ try {
   say(
     `${pushes} pushes with ${touched} rows, ${Math.round(touched / seconds)} rows/s pushed and pulled; ${memoryOf(server)}`,
   );
-  await server.client.stop(RUN);
+  await patient(server).stop(RUN);
   const stopped = (await listCheckpoints(checkpointFolder(folder.path, RUN))).at(-1)!;
   say(`stopped with a checkpoint of ${(stopped.bytes / 1e9).toFixed(2)} GB; ${memoryOf(server)}`);
   await server.close();
   server = await startServer({ shards: later, state: folder.path });
   say(`resumed on ${later} shards; ${memoryOf(server)}`);
-  await server.client.resume(RUN);
+  await patient(server).resume(RUN);
   await serve(server, 'read');
   say(`all ${touched} rows are right; ${memoryOf(server)}`);
 } finally {
