@@ -130,7 +130,7 @@ export const RowTableFactsSchema = Type.Object({
   width: N,
   /** Rows with values of their own: those that were ever updated or given. */
   rows: N,
-  /** Rows that there is room for. */
+  /** Rows at most. */
   rowsMax: N,
   /** Those of the rows that began with the values of a file. */
   pretrained: N,
