@@ -3,6 +3,7 @@ import { checkpointFolder } from '../../files/checkpoint.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
 import { isFinal, isOver } from '../../shared/phases.ts';
+import { parseReading } from '../../shared/reading.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import { pathArgument, shellCommand } from '../../shared/shell.ts';
@@ -256,7 +257,7 @@ async function conduct(
     if (!options.json) {
       // Only what a reader of ours has read can be read again the same way.
       const { facts } = await client.runData(run.id).catch(() => ({ facts: null }));
-      report(run, checkpoints, options, facts?.reading !== undefined);
+      report(run, checkpoints, options, useOf(facts?.reading));
     }
     return cut && run.phase === 'finished' ? EXIT.interrupted : exitCodeOfRun(run);
   } finally {
@@ -284,7 +285,7 @@ function report(
   run: RunDetail,
   checkpoints: readonly CheckpointSummary[],
   options: FollowOptions,
-  predicts: boolean,
+  use: 'predict' | 'sample' | null,
 ): void {
   const lines = [
     '',
@@ -314,7 +315,10 @@ function report(
   if (run.phase === 'stopped') lines.push(`  ${commandLine('resume', run.id, options)}`);
   lines.push(`  ${commandLine('status', run.id, options)}`);
   if (model) {
-    if (predicts) lines.push(`  ${commandLine('predict', run.id, options, [NEW_DATA])}`);
+    if (use !== null) {
+      const more = use === 'predict' ? [NEW_DATA] : [];
+      lines.push(`  ${commandLine(use, run.id, options, more)}`);
+    }
     // No file for tf.loadLayersModel holds tables.
     const format = run.tables?.length ? 'safetensors' : 'tfjs';
     lines.push(`  ${commandLine('export', run.id, options)} --to exported --format ${format}`);
@@ -333,6 +337,13 @@ function checkpointPath(
     process.cwd(),
     join(checkpointFolder(resolve(options.state), run), checkpoint.file),
   );
+}
+
+/** What a model is used by; null: it does not know how its data were read. */
+function useOf(reading: string | undefined): 'predict' | 'sample' | null {
+  if (reading === undefined) return null;
+  const known = parseReading(reading);
+  return known.kind === 'text' && known.as === 'next' ? 'sample' : 'predict';
 }
 
 /** Stands for a file or a folder of the user's. */
