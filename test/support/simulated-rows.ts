@@ -214,7 +214,8 @@ export class WatchedRows {
     if (this.#checked === this.#changes && ++this.#looks % LOOKS > 0) return;
     this.#mustEqual(null);
     this.#checked = this.#changes;
-    const [facts, known] = [this.#tables.facts(), this.#model.facts()];
+    const facts = factsOf(this.#tables);
+    const known = this.#model.facts();
     if (JSON.stringify(facts) !== JSON.stringify(known)) {
       this.#violate(
         3,
@@ -286,7 +287,7 @@ export class WatchedRows {
       const model = new RowModel(this.#config, candidate);
       const rows = encodeRows(this.#shapes, model.read(keys), 'f32');
       const hasBest = best === null || model.captures.includes(best);
-      const isSame = JSON.stringify(model.facts()) === JSON.stringify(replica.facts());
+      const isSame = JSON.stringify(model.facts()) === JSON.stringify(factsOf(replica));
       return Buffer.from(bytes).equals(rows) && hasBest && isSame;
     });
     if (moment) return { moment, best };
@@ -419,3 +420,9 @@ export class WorkerRows {
     return { push: { ...push, rows: { ...rows, ...change } }, payload: bad };
   }
 }
+
+/** What the model of tables knows too. */
+const factsOf = (tables: RunTables) =>
+  tables
+    .facts()
+    .map(({ name, rows, pretrained, dropped }) => ({ name, rows, pretrained, dropped }));
