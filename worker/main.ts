@@ -34,6 +34,7 @@ import { RowsLost } from './rows/requests.ts';
 import { rangesFor } from './shard-links.ts';
 import { type BundleSource, type GivenExperiment, Shelf } from './shelf.ts';
 import { shownExamples } from './shown-examples.ts';
+import { ShownText } from './shown-text.ts';
 import { createTrainer, type Trainer, type TrainerProgress } from './trainer.ts';
 
 /** How often a worker without a run looks for an experiment that one waits for. */
@@ -300,7 +301,8 @@ class Worker {
       );
     }
     const examplesMax = config.observe.examples ?? LIMITS.shownExamplesDefault;
-    const show = () => shownExamples(model, experiment, prepared, examplesMax);
+    const text = new ShownText(model, prepared);
+    const show = () => shownExamples(model, experiment, prepared, examplesMax, text);
     const trainer = createTrainer({
       ...{ run, config, model, prepared, ranges, exchange, signal, log },
       warn: this.#logOnce,

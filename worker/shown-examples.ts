@@ -6,9 +6,11 @@ import type { PreparedData } from './data/examples.ts';
 import { viewerFor } from './data/views.ts';
 import type { Experiment } from './experiment.ts';
 import type { Model } from './model.ts';
+import type { ShownText } from './shown-text.ts';
 
 /**
- * A few examples of the validation part, always the same, with what the model says of them.
+ * A few examples of the validation part, always the same, with what the model says of them. The first one of a language
+ * model is a text that it continues.
  * @param model holds the parameters that are asked.
  * @param examplesMax 0: none.
  */
@@ -17,8 +19,20 @@ export async function shownExamples(
   experiment: Experiment,
   prepared: PreparedData,
   examplesMax: number,
+  text?: ShownText,
 ): Promise<ShownExamples> {
   if (examplesMax === 0) return [];
+  const written = (await text?.card()) ?? [];
+  const examples = await answeredExamples(model, experiment, prepared, examplesMax);
+  return [...written, ...examples].slice(0, examplesMax);
+}
+
+async function answeredExamples(
+  model: Model,
+  experiment: Experiment,
+  prepared: PreparedData,
+  examplesMax: number,
+): Promise<ShownExamples> {
   const options = { part: 'validation', examplesMax } as const;
   if (experiment.objective) return measuredCards(model, prepared, options);
   const { each, rows } = await answersOfEach(model, experiment, prepared, options);

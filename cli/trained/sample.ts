@@ -1,8 +1,12 @@
 import { DownpourError } from '../../shared/errors.ts';
 import type { TextReading } from '../../shared/reading.ts';
+import {
+  continueText,
+  type LanguageModel,
+  languageModel,
+} from '../../worker/data/texts/continue-text.ts';
 import { tokenizerOf } from '../../worker/data/texts/vocabulary.ts';
 import { EXIT, print, printJson, tell, untilInterrupted } from '../options.ts';
-import { continueText, type LanguageModel } from './continue-text.ts';
 import { openPredictor, type Predictor, type PredictorOptions } from './predictor.ts';
 
 /** `downpour sample <run>`: writes a text by a language model. */
@@ -61,21 +65,7 @@ function languageModelOf({ facts, reading, outputs, tokenizer }: Predictor): Lan
     );
   }
   const own = tokenizer ?? tokenizerOf(reading)!;
-  const { length, size } = reading;
-  return {
-    ...{ reading, tokenizer: own },
-    async next(tokens) {
-      // What follows the tokens does not change what a model says of them, if it reads from left to right.
-      const values = new Float32Array(length);
-      values.set(tokens);
-      const told = await outputs(values);
-      const [only] = told;
-      const isOne = told.length === 1 && String(only!.shape) === String([1, length, size]);
-      if (!isOne) throw refused(notLogits(told, reading));
-      const at = (tokens.length - 1) * size;
-      return only!.values.subarray(at, at + size);
-    },
-  };
+  return languageModel(reading, own, outputs, (told) => refused(notLogits(told, reading)));
 }
 
 const notLogits = (

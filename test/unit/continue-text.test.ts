@@ -1,6 +1,10 @@
 import { describe, expect, test } from 'vitest';
-import { continueText, drawToken, type LanguageModel } from '../../cli/trained/continue-text.ts';
 import { random } from '../../shared/random.ts';
+import {
+  continueText,
+  drawToken,
+  type LanguageModel,
+} from '../../worker/data/texts/continue-text.ts';
 import { tokenizerOf } from '../../worker/data/texts/vocabulary.ts';
 import { buildVocabulary } from '../../worker/text.ts';
 

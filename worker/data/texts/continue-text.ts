@@ -1,6 +1,6 @@
-import { type Random, random, STREAMS } from '../../shared/random.ts';
-import type { TextReading } from '../../shared/reading.ts';
-import type { Tokenizer } from '../../worker/data/texts/vocabulary.ts';
+import { type Random, random, STREAMS } from '../../../shared/random.ts';
+import type { TextReading } from '../../../shared/reading.ts';
+import type { Tokenizer } from './vocabulary.ts';
 
 /** Texts of a language model, token by token. */
 
@@ -27,6 +27,39 @@ export interface LanguageModel {
    * @returns logits of the token that follows them, one for each kind of token
    */
   next(tokens: Int32Array): Promise<Float32Array>;
+}
+
+interface TokenOutput {
+  readonly shape: readonly number[];
+  readonly values: Float32Array;
+}
+
+/**
+ * A model of windows as one that continues texts.
+ * @param outputs of one window of token numbers, shape [1, length]
+ * @param refuse the error if these outputs are not logits, shape [1, length, size]
+ */
+export function languageModel(
+  reading: TextReading,
+  tokenizer: Tokenizer,
+  outputs: (window: Float32Array) => Promise<readonly TokenOutput[]>,
+  refuse: (told: readonly TokenOutput[]) => Error,
+): LanguageModel {
+  const { length, size } = reading;
+  return {
+    ...{ reading, tokenizer },
+    async next(tokens) {
+      // What follows the tokens does not change what a model says of them, if it reads from left to right.
+      const window = new Float32Array(length);
+      window.set(tokens);
+      const told = await outputs(window);
+      const [only] = told;
+      const isOne = told.length === 1 && String(only!.shape) === String([1, length, size]);
+      if (!isOne) throw refuse(told);
+      const at = (tokens.length - 1) * size;
+      return only!.values.subarray(at, at + size);
+    },
+  };
 }
 
 /** Tokens before the ones that are shown, by which their decoder knows whether a space stands between them. */
