@@ -457,7 +457,7 @@ describe.skipIf(skipped)('the dashboard', () => {
     await cluster.createRun('words', words, {
       ...{ epochsMax: 2, minibatchSize: 16, tables: { word: { rows: 200, width: 1 } } },
     });
-    await cluster.work('words', 'ada').done;
+    await cluster.work('words', 'words-0').done;
     const { tables, pushes } = await cluster.client.run('words');
     const [table] = tables!;
     expect(table!.updates).toBeGreaterThan(table!.rows);

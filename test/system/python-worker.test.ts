@@ -83,6 +83,7 @@ describe('test vectors', () => {
         first.connectAgain = !first.connectAgain;
       },
       tables: (first: { width: number }) => first.width++,
+      rowShards: (first: { owners: number[] }) => first.owners[0]!++,
       vectors: (first: { header: { worker: string } }) => {
         first.header.worker = 'w-2';
       },
