@@ -1,4 +1,5 @@
 import type { Answers } from '../shared/answers.ts';
+import { concatFloats } from '../shared/codec.ts';
 import { errorCode } from '../shared/errors.ts';
 import { answerKind } from '../shared/prediction.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
@@ -103,7 +104,7 @@ const kindOfAnswers = (
 function assemble(output: ExperimentOutput, examples: number, told: ToldRows): Answers {
   const { loss, classCount, targetSize } = output;
   const { targets } = told;
-  const outputs = join(told.outputs);
+  const outputs = concatFloats(told.outputs);
   const answered = kindOfAnswers(output, told.width);
   if (answered !== 'classes') {
     const isBinary = answered === 'binary';
@@ -241,14 +242,4 @@ export async function measuredExamples(
 function onlyInvalid(error: unknown): readonly NamedOutput[] {
   if (errorCode(error) === 'DP_EXPERIMENT_INVALID') return [];
   throw error;
-}
-
-function join(parts: readonly Float32Array[]): Float32Array {
-  const all = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
 }

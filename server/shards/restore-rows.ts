@@ -1,4 +1,5 @@
 import type { OpenTensors } from '../../files/checkpoint.ts';
+import { concatFloats } from '../../shared/codec.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { shardOfRow } from '../../shared/row-shards.ts';
 import { rowShapes } from '../../shared/tables.ts';
@@ -102,13 +103,15 @@ class RowGiver {
     }
     const sizes = fields.map(({ length }) => length);
     const [run, table, capture] = [this.#run, this.#table, this.#capture];
-    pool.tellOne(shard, { kind: 'writeRows', run, table, capture, sizes }, concat(fields));
+    pool.tellOne(shard, { kind: 'writeRows', run, table, capture, sizes }, concatFloats(fields));
     await pool.drained(shard);
   }
 
   /** The rows of the first shard. @param names of the fields. */
   own(names: readonly string[]): NamedTensor[] {
-    return names.map((name, k) => flatTensor(name, concat(this.#own.map((each) => each[k]!))));
+    return names.map((name, k) =>
+      flatTensor(name, concatFloats(this.#own.map((each) => each[k]!))),
+    );
   }
 
   #tooMany(shard: number): DownpourError {
@@ -159,16 +162,6 @@ function gathered(field: Float32Array, width: number, places: readonly number[])
     out.set(field.subarray(width * place, width * (place + 1)), width * i);
   }
   return out;
-}
-
-function concat(parts: readonly Float32Array[]): Float32Array {
-  const whole = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
 }
 
 const NONE = new Float32Array();

@@ -10,7 +10,7 @@ import {
 import { isOfRows } from '../../server/core/tables/run-tables.ts';
 import type { NamedTensor } from '../../server/core/vectors.ts';
 import { restoreRows } from '../../server/shards/restore-rows.ts';
-import { bytesOf, floatsOf } from '../../shared/codec.ts';
+import { bytesOf, concatFloats, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { fragmentsOf, type PushKind } from '../../shared/local-steps.ts';
@@ -246,7 +246,7 @@ export class ShardedRun {
       const parts = this.ranges.map(({ start, end }, k) =>
         k === 0 ? own.get(name)! : floatsOf(this.shards[k]!.read('r', 7, name, 0, end - start)!),
       );
-      return concat(parts);
+      return concatFloats(parts);
     };
     const whole = vector('@parameters');
     for (const { name, shape, offset, size } of LAYOUT.tensors) {
@@ -264,7 +264,7 @@ export class ShardedRun {
           ? (own.get(name) ?? new Float32Array())
           : floatsOf(shard.read('r', 7, name, 0, 2 ** 30) ?? new Uint8Array()),
       );
-      file.push({ name, shape: [], values: concat(parts) });
+      file.push({ name, shape: [], values: concatFloats(parts) });
     }
     const state = JSON.parse(JSON.stringify(this.run.state(0)));
     this.run.vector.forgetSaved(7);
@@ -273,7 +273,7 @@ export class ShardedRun {
 
   /** All parameters of all shards. */
   get parameters(): Float32Array {
-    return concat(
+    return concatFloats(
       this.save()
         .file.filter(({ name }) => !name.startsWith('@'))
         .map(({ values }) => values),
@@ -502,20 +502,10 @@ export class ShardedRun {
     if (assignment.pull !== null) this.#pulls = assignment.pull;
     const { bytes, encoding } = assignment.payload!;
     const parts = [this.#decode(0, { bytes, encoding }), ...this.#sent.map(({ values }) => values)];
-    return concat(parts);
+    return concatFloats(parts);
   }
 
   train(until: () => boolean = () => false): void {
     for (let i = 0; i < 10_000 && !this.run.over && !until(); i++) this.act();
   }
-}
-
-function concat(parts: readonly Float32Array[]): Float32Array {
-  const whole = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
 }

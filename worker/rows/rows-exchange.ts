@@ -171,7 +171,12 @@ export class RowsExchange {
       throw new RowsLost('the parameters have gone back meanwhile');
     }
     return {
-      rows: this.#shapes.map((_, t) => joined(answers.map(({ rows }) => rows[t]!))),
+      rows: this.#shapes.map(({ width }, t) =>
+        mergeRows(
+          answers.map(({ rows }) => rows[t]!),
+          width,
+        ),
+      ),
       step: Math.min(...answers.map(({ step }) => step)),
       generation: first!.generation,
     };
@@ -217,20 +222,6 @@ function* piecesOf(
     shapes,
     halves.map(([, half]) => half!),
   );
-}
-
-/** Pieces of one table behind each other, whose keys rise. */
-function joined(pieces: readonly TableRows[]): TableRows {
-  const keys = new Uint32Array(pieces.reduce((sum, piece) => sum + piece.keys.length, 0));
-  const values = new Float32Array(pieces.reduce((sum, piece) => sum + piece.values.length, 0));
-  let [k, v] = [0, 0];
-  for (const piece of pieces) {
-    keys.set(piece.keys, k);
-    values.set(piece.values, v);
-    k += piece.keys.length;
-    v += piece.values.length;
-  }
-  return { keys, values };
 }
 
 function hasAll(rows: readonly TableRows[], keys: readonly Uint32Array[]): boolean {
