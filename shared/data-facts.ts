@@ -23,6 +23,15 @@ const doubles = (description: string) =>
 const names = (description: string) =>
   orNull(Type.Array(Type.String({ description: 'Name.' })), description);
 
+const vocabulary = () =>
+  Type.Optional(
+    Type.Array(Type.String({ description: 'Text.' }), {
+      maxItems: LIMITS.vocabularySizeMax,
+      description:
+        'Text of id 0, 1, … of the input; an empty text: this id has none. Absent: the texts are not known, or `reading` has them.',
+    }),
+  );
+
 const ColumnFactsSchema = Type.Object(
   {
     kind: Type.Union(
@@ -88,6 +97,7 @@ const FieldFactsSchema = Type.Object(
           'What stands behind the end of shorter sequences; the next field is their mask. Absent: nothing was padded, or the worker is of an older release.',
       }),
     ),
+    vocabulary: vocabulary(),
   },
   closed('What a run keeps about one field.'),
 );
@@ -118,6 +128,7 @@ export const DataFactsSchema = Type.Object(
           'How the inputs were read from files, as JSON; see [data.md](data.md#how-data-were-read). Absent: they were not, or the worker is of an older release.',
       }),
     ),
+    vocabulary: vocabulary(),
     architecture: Type.Optional(
       Type.String({
         maxLength: LIMITS.keptArchitectureBytesMax,
@@ -151,10 +162,31 @@ export interface Transform {
 
 const validator = Compile(DataFactsSchema);
 
-/** For workers, which need neither how data were read nor an architecture, and do not know them if they are of an older release. */
-export function forWorkers({ reading: _, architecture: __, ...facts }: DataFacts): DataFacts {
-  return facts;
+/**
+ * For workers, which need neither how data were read nor an architecture nor the texts of ids, and do not know them if they are
+ * of an older release.
+ */
+export function forWorkers(facts: DataFacts): DataFacts {
+  const { reading: _, architecture: __, vocabulary: ___, fields, ...needed } = facts;
+  if (!fields) return needed;
+  return { ...needed, fields: fields.map(({ vocabulary: _, ...field }) => field) };
 }
+
+/**
+ * The text of each id of a field; null: it is not known.
+ * @param field its name; `inputs` and `targets` where there is one of these alone.
+ */
+export function vocabularyOfField(facts: DataFacts, field: string): readonly string[] | null {
+  const known = facts.fields?.find(({ name }) => name === field);
+  if (known) return known.vocabulary ?? null;
+  if (field === 'inputs' && facts.vocabulary) return facts.vocabulary;
+  const reading = facts.reading === undefined ? null : parseReading(facts.reading);
+  // The target of a language model is a token too.
+  const hasTokens = field === 'inputs' || (field === 'targets' && isNext(reading));
+  return reading?.kind === 'text' && hasTokens ? (reading.vocabulary ?? null) : null;
+}
+
+const isNext = (reading: Reading | null) => reading?.kind === 'text' && reading.as === 'next';
 
 /** As a payload: JSON in UTF-8, spaces up to a multiple of 4 bytes. @throws DownpourError DP_EXPERIMENT_INVALID: too long. */
 export function encodeFacts(facts: DataFacts): Uint8Array {
@@ -337,10 +369,16 @@ function factsDifference(run: DataFacts, other: DataFacts): string | null {
   if (areOtherTokens(run.reading, other.reading)) {
     return 'another vocabulary or tokenizer of the texts than the run';
   }
+  if (areOtherWords(run.vocabulary, other.vocabulary)) {
+    return 'another vocabulary of the inputs than the run';
+  }
   const [own, others] = [run.fields ?? [], other.fields ?? []];
   for (let i = 0; i < Math.max(own.length, others.length); i++) {
     const [a, b] = [own[i], others[i]].map((field) => field && describeField(field));
     if (a !== b) return `${b ? `${b} as a field` : 'fewer fields'}, but the run has ${a ?? 'none'}`;
+    if (areOtherWords(own[i]?.vocabulary, others[i]?.vocabulary)) {
+      return `another vocabulary of the field '${own[i]!.name}' than the run`;
+    }
   }
   for (const name of ['classes', 'inputNames', 'targetNames'] as const) {
     const [a, b] = [run[name], other[name]];
@@ -361,6 +399,12 @@ function areOtherTokens(run: string | undefined, other: string | undefined): boo
   if (run === undefined || other === undefined || run === other) return false;
   const [a, b] = [run, other].map(tokensOfReading);
   return a !== undefined && b !== undefined && a !== b;
+}
+
+/** Whether ids mean other texts, as far as both are known. */
+function areOtherWords(run: FieldFacts['vocabulary'], other: FieldFacts['vocabulary']): boolean {
+  if (run === undefined || other === undefined) return false;
+  return run.length !== other.length || run.some((word, id) => word !== other[id]);
 }
 
 /** Without the place of a tokenizer's file, which is another one on each machine. */

@@ -1,6 +1,5 @@
 import type { ConnectionOptions } from 'node:tls';
 import { bytesOf } from '../shared/codec.ts';
-import type { RunConfig } from '../shared/config.ts';
 import { type DataFacts, decodeFacts, encodeFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';
@@ -23,7 +22,6 @@ import { dataSummary, factsOf } from './data/facts.ts';
 import { closeSources, collect } from './data/stored.ts';
 import { coverageText, PretrainedTables } from './embeddings/table-vectors.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
-import type { Experiment } from './experiment.ts';
 import { FasterEngine } from './faster-engine.ts';
 import { reportMachine } from './machine.ts';
 import { buildModel, type Model } from './model.ts';
@@ -285,8 +283,12 @@ class Worker {
     if (model.pretrained && experiment.pretrained) {
       log(`run ${run}: ${matchText(model.pretrained, experiment.pretrained.from)}`, { run });
     }
-    const pretrained = await this.#openVectors(experiment, config);
-    for (const each of pretrained?.coverage(prepared, model.rows?.bindings ?? []) ?? []) {
+    const { bindings = [] } = model.rows ?? {};
+    const { tables = {} } = experiment;
+    const args = { folder: dataFolder, ...dataSettings(config), log: this.#logOnce };
+    const vectors = { tables, config, args, prepared, bindings, signal };
+    const pretrained = await PretrainedTables.open(vectors);
+    for (const each of pretrained?.coverage() ?? []) {
       log(`run ${run}: ${coverageText(each)}`, { run });
     }
     const { architecture } = model;
@@ -310,13 +312,6 @@ class Worker {
       ...(pretrained && { frozenRows: (table) => pretrained.frozen(table) }),
     });
     return { assign, summary, facts: encoded, prepared, model, engine, trainer, pretrained };
-  }
-
-  /** @returns null: no table begins with vectors of a file. */
-  #openVectors(experiment: Experiment, config: RunConfig): Promise<PretrainedTables | null> {
-    const { dataFolder: folder, signal } = this.#options;
-    const args = { folder, ...dataSettings(config), log: this.#logOnce };
-    return PretrainedTables.open({ tables: experiment.tables ?? {}, config, args, signal });
   }
 
   /** A worker that fails at its work gives its leases back, and says why: only its own log would tell otherwise. */

@@ -24,6 +24,13 @@ export interface Column {
   readonly firstRow?: number;
   /** How a reader has read these inputs from files. */
   readonly reading?: Reading;
+  /** The text of id 0, 1, … for numbers that are ids; '' where one has none. */
+  readonly vocabulary?: readonly string[];
+}
+
+/** The text of each id of a column, which may come with how the column was read; null: it is not known. */
+export function vocabularyOf({ vocabulary, reading }: Column): readonly string[] | null {
+  return vocabulary ?? (reading?.kind === 'text' ? reading.vocabulary : undefined) ?? null;
 }
 
 /** `mask`: 1 where the field before it has numbers, 0 where it was padded. */

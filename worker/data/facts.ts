@@ -8,7 +8,7 @@ import {
 import { DownpourError } from '../../shared/errors.ts';
 import type { DataSummary } from '../../shared/protocol.ts';
 import { inputNamesOf, type Reading } from '../../shared/reading.ts';
-import { ARRAYS, type Column, kindOf } from './columns.ts';
+import { ARRAYS, type Column, kindOf, vocabularyOf } from './columns.ts';
 import type { ExampleField, PreparedData } from './examples.ts';
 import type { InputTransform } from './transform.ts';
 
@@ -27,11 +27,14 @@ export function factsOf(prepared: PreparedData): DataFacts {
     targetNames: list(targetNames),
     ...(train.fields && { fields: fieldFacts(train.fields, prepared.transforms ?? {}) }),
     ...readingFacts(train.inputs),
+    ...words(train.inputs.vocabulary ?? null),
   };
 }
 
 const column = ({ values, shape }: Column) => ({ kind: kindOf(values), shape: shape.slice(1) });
 const list = (names: readonly string[] | null) => names && [...names];
+const words = (vocabulary: readonly string[] | null) =>
+  vocabulary && { vocabulary: [...vocabulary] };
 
 function fieldFacts(
   fields: Readonly<Record<string, ExampleField>>,
@@ -44,6 +47,7 @@ function fieldFacts(
     classes: list(field.classes ?? null),
     names: list(field.names ?? null),
     ...(field.pad !== undefined && { pad: field.pad }),
+    ...words(vocabularyOf(field)),
   }));
 }
 

@@ -1,5 +1,6 @@
+import { LIMITS } from '../../shared/limits.ts';
 import type { Reading } from '../../shared/reading.ts';
-import { type Column, sizeOf } from './columns.ts';
+import { type Column, kindOf, type NumberKind, sizeOf } from './columns.ts';
 import {
   classesOf,
   describe,
@@ -15,7 +16,9 @@ import { numbersOf } from './numbers.ts';
 
 /** One column that a function of an experiment gave. */
 
-const COLUMN_FIELDS = ['values', 'shape', 'names', 'classes', 'missing', 'reading'];
+const COLUMN_FIELDS = [
+  ...['values', 'shape', 'names', 'classes', 'missing', 'reading', 'vocabulary'],
+];
 
 /**
  * Converts one column.
@@ -50,15 +53,17 @@ export function columnOf(given: unknown, where: string, count?: number): Column 
       `${is} means ${read.shape[0]} examples, but there are ${count}; inputs and targets need one row for each example`,
     );
   }
-  return { values, shape: read.shape, ...columnTexts(given, where, sizeOf(read.shape, 1)) };
+  const kind = kindOf(values);
+  return { values, shape: read.shape, ...columnTexts(given, where, sizeOf(read.shape, 1), kind) };
 }
 
-/** What a column has beside its numbers. @param size numbers of one example. */
+/** What a column has beside its numbers. @param size numbers of one example. @param kind of its numbers. */
 export function columnTexts(
-  { names, classes, missing, reading }: Record<string, unknown>,
+  { names, classes, missing, reading, vocabulary }: Record<string, unknown>,
   where: string,
   size: number,
-): Pick<Column, 'names' | 'classes' | 'missing' | 'reading'> {
+  kind: NumberKind,
+): Pick<Column, 'names' | 'classes' | 'missing' | 'reading' | 'vocabulary'> {
   const texts: { -readonly [Key in keyof ReturnType<typeof columnTexts>]: Column[Key] } = {};
   if (!isAbsent(names)) {
     texts.names = textsOf(names, `names of ${where}`);
@@ -77,7 +82,21 @@ export function columnTexts(
   }
   // Only readers set it; where somebody has changed the names of the inputs, it does not fit any more.
   if (isRecord(reading)) texts.reading = reading as unknown as Reading;
+  if (!isAbsent(vocabulary)) texts.vocabulary = wordsOfIds(vocabulary, where, kind);
   return texts;
+}
+
+function wordsOfIds(given: unknown, where: string, kind: NumberKind): readonly string[] {
+  if (kind !== 'int32') {
+    throw invalid(
+      `vocabulary of ${where}: the numbers are ${kind}, and a vocabulary has the text of each id; give the ids as an Int32Array, or leave the vocabulary out`,
+    );
+  }
+  const words = textsOf(given, `vocabulary of ${where}`);
+  if (words.length > 0 && words.length <= LIMITS.vocabularySizeMax) return words;
+  throw invalid(
+    `vocabulary of ${where} has ${words.length} texts; allowed: 1 to ${LIMITS.vocabularySizeMax}`,
+  );
 }
 
 function shapeOf(given: unknown, where: string): readonly number[] {

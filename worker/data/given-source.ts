@@ -10,7 +10,17 @@ import type { ExampleSource, SourceField } from './source.ts';
 
 const SOURCE_FIELDS = ['count', 'fields', 'read', 'name', 'key', 'readSeconds', 'close'];
 const FIELD_FIELDS = [
-  ...['role', 'shape', 'type', 'names', 'classes', 'classCount', 'missing', 'reading'],
+  ...[
+    'role',
+    'shape',
+    'type',
+    'names',
+    'classes',
+    'classCount',
+    'missing',
+    'reading',
+    'vocabulary',
+  ],
 ];
 const ROLES: readonly string[] = ['input', 'mask', 'target'] satisfies FieldRole[];
 /** Rows are numbered by an Int32Array. */
@@ -136,7 +146,7 @@ function fieldOf(name: string, given: unknown, what: string): SourceField {
     );
   }
   const field = { shape: sizes as number[], type: type as SourceField['type'] };
-  const texts = columnTexts(given, where, sizeOf(field.shape));
+  const texts = columnTexts(given, where, sizeOf(field.shape), field.type);
   const isTarget = (role ?? own) === 'target';
   if (!isTarget && (!isAbsent(classCount) || texts.classes)) {
     throw invalid(

@@ -13,7 +13,8 @@ import type { ExampleSource } from './source.ts';
  */
 
 /** A column that an experiment may return. */
-export interface GivenColumn extends Pick<Column, 'names' | 'classes' | 'missing' | 'reading'> {
+export interface GivenColumn
+  extends Pick<Column, 'names' | 'classes' | 'missing' | 'reading' | 'vocabulary'> {
   readonly values: GivenNumbers;
   /** Needed for a typed array. For nested arrays the default is their nesting. */
   readonly shape?: readonly number[];

@@ -62,8 +62,10 @@ export function packData(data: ExperimentData): Uint8Array[] {
       ...(data.classCount === undefined ? {} : { classCount: String(data.classCount) }),
       ...(data.classes ? { classes: JSON.stringify(data.classes) } : {}),
       ...Object.fromEntries(
-        ordered.flatMap(({ name, column: { names, classes } }) =>
-          names || classes ? [[name, JSON.stringify({ names, classes })]] : [],
+        ordered.flatMap(({ name, column: { names, classes, vocabulary, reading } }) =>
+          names || classes || vocabulary || reading
+            ? [[name, JSON.stringify({ names, classes, vocabulary, reading })]]
+            : [],
         ),
       ),
       ...(data.train.fields && { fields: JSON.stringify(rolesOf(data.train.fields)) }),
@@ -123,9 +125,11 @@ export function unpackData(file: Uint8Array): ExperimentData {
   };
 }
 
-/** Names and classes of a column, as the metadata have them. */
-function textsOf(text: string | undefined): Pick<Column, 'names' | 'classes'> {
-  return text === undefined ? {} : (parsed(text) as Pick<Column, 'names' | 'classes'>);
+/** What a column has beside its numbers, as the metadata have it. */
+function textsOf(
+  text: string | undefined,
+): Pick<Column, 'names' | 'classes' | 'vocabulary' | 'reading'> {
+  return text === undefined ? {} : (parsed(text) as ReturnType<typeof textsOf>);
 }
 
 function parsed(text: string): unknown {

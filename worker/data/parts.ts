@@ -26,6 +26,7 @@ export function agreeing(data: ExperimentData): ExperimentData {
     );
   for (const of of ['inputs', 'targets'] as const) {
     mustHaveOneList(of, 'names', columns(of));
+    mustHaveOneList(of, 'vocabulary', columns(of));
     mustHaveOneShape(of, columns(of));
   }
   const classes = classesOf(data, columns('targets'));
@@ -61,7 +62,7 @@ function mustHaveOneShape(of: string, [first, ...others]: readonly StatedPart[])
 }
 
 /** All parts that have a list must have the same one. */
-function mustHaveOneList(of: string, list: 'names' | 'classes', all: readonly StatedPart[]): void {
+function mustHaveOneList(of: string, list: keyof typeof ADVICE, all: readonly StatedPart[]): void {
   const [first, ...others] = all.filter(({ column }) => column[list] !== undefined);
   for (const { part, column } of others) {
     const known = first!.column[list]!;
@@ -70,16 +71,23 @@ function mustHaveOneList(of: string, list: 'names' | 'classes', all: readonly St
     if (at === null) continue;
     const says = (names: readonly string[]) =>
       at < names.length ? `'${names[at]}'` : `none (it has ${names.length})`;
-    const what = list === 'classes' ? `class ${at}` : `column ${at} of the ${of}`;
-    const advice =
-      list === 'classes'
-        ? 'read all files together, or give the reader the full list of classes'
-        : 'read all files together, with the same columns and the same categories';
+    const what = {
+      names: `column ${at} of the ${of}`,
+      classes: `class ${at}`,
+      vocabulary: `id ${at} of the vocabulary`,
+    };
     throw disagree(
-      `${what} is ${says(known)} in ${first!.part} and ${says(given)} in ${part}, so the same number would mean different things. To fix this, ${advice}`,
+      `${what[list]} is ${says(known)} in ${first!.part} and ${says(given)} in ${part}, so the same number would mean different things. To fix this, ${ADVICE[list]}`,
     );
   }
 }
+
+/** What to do where lists of parts differ. */
+const ADVICE = {
+  names: 'read all files together, with the same columns and the same categories',
+  classes: 'read all files together, or give the reader the full list of classes',
+  vocabulary: 'build one vocabulary from the training part, and use it for all parts',
+} as const;
 
 /** Where two lists differ first; null: nowhere. */
 function differenceOf(a: readonly string[], b: readonly string[]): number | null {

@@ -8,7 +8,7 @@ import { describe, isRecord, listed, typedArrayName } from './described.ts';
 
 /** What a source says of one of its fields. */
 export interface SourceField
-  extends Pick<Column, 'names' | 'classes' | 'classCount' | 'missing' | 'reading'> {
+  extends Pick<Column, 'names' | 'classes' | 'classCount' | 'missing' | 'reading' | 'vocabulary'> {
   /** Default: `input` for the field `inputs`, `target` for the field `targets`. Others need it. */
   readonly role?: FieldRole;
   /** The shape of one example: `[28, 28, 1]`; `[]` is a single number. */

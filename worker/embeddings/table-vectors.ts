@@ -2,8 +2,9 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { RowShape, TableRows } from '../../shared/rows.ts';
 import type { Tables } from '../../shared/tables.ts';
+import { type Column, vocabularyOf } from '../data/columns.ts';
 import type { DataArguments } from '../data/data-arguments.ts';
-import type { PreparedData } from '../data/examples.ts';
+import type { Examples, PreparedData } from '../data/examples.ts';
 import { type FieldRules, isRecord } from '../fields.ts';
 import type { RowBinding } from '../rows/places.ts';
 import type { FrozenRows } from '../rows/rows-exchange.ts';
@@ -27,8 +28,11 @@ export interface TableVectors {
   readonly from: string;
   /** The hash of the file. The error for a wrong one says the right one. */
   readonly sha256: string;
-  /** The word of each id, from 0. Words that the file does not have begin with the values of the initializer. */
-  readonly words: WordList;
+  /**
+   * The word of each id, from 0. Words that the file does not have begin with the values of the initializer. Default: the
+   * vocabulary of the field that the table is looked up by.
+   */
+  readonly words?: WordList;
 }
 
 const isEnding = (path: string) =>
@@ -46,6 +50,7 @@ export const TABLE_VECTORS_FIELDS: FieldRules<keyof TableVectors> = {
   words: {
     allowed: 'a list of words, or a function that gives one',
     test: (v) =>
+      v === undefined ||
       typeof v === 'function' ||
       (Array.isArray(v) && v.length > 0 && v.every((word) => typeof word === 'string')),
   },
@@ -66,6 +71,9 @@ interface VectorOptions {
   readonly tables: Readonly<Record<string, { readonly pretrained?: TableVectors }>>;
   readonly config: { readonly tables?: Tables | undefined };
   readonly args: DataArguments;
+  readonly prepared: PreparedData;
+  /** By which fields the tables are looked up. */
+  readonly bindings: readonly RowBinding[];
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -88,11 +96,16 @@ const ROWS_AT_ONCE = 2 ** 14;
 
 export class PretrainedTables {
   readonly #tables: readonly FoundVectors[];
+  readonly #prepared: PreparedData;
+  readonly #bindings: readonly RowBinding[];
   readonly #log: (line: string) => void;
   readonly #signal: AbortSignal | undefined;
 
-  private constructor(tables: readonly FoundVectors[], { args, signal }: VectorOptions) {
+  private constructor(tables: readonly FoundVectors[], options: VectorOptions) {
+    const { args, prepared, bindings, signal } = options;
     this.#tables = tables;
+    this.#prepared = prepared;
+    this.#bindings = bindings;
     this.#log = args.log;
     this.#signal = signal;
   }
@@ -119,15 +132,15 @@ export class PretrainedTables {
     return { has: (key) => own.found[key] === 1 };
   }
 
-  /** @param bindings by which fields the tables are looked up. */
-  coverage(prepared: PreparedData, bindings: readonly RowBinding[]): readonly Coverage[] {
+  coverage(): readonly Coverage[] {
     return this.#tables.flatMap(({ table, words, found, missing }) => {
       if (missing) return [];
-      const fields = bindings.filter((binding) => binding.table === table);
+      const fields = this.#bindings.filter((binding) => binding.table === table);
+      const named = words.flatMap((word, id) => (word === '' ? [] : [{ word, id }]));
       return {
-        ...{ table, words: words.length, found: found.reduce((sum, one) => sum + one, 0) },
-        tokens: tokensOf(prepared, fields, found),
-        missing: words.filter((_, id) => found[id] === 0).slice(0, SHOWN),
+        ...{ table, words: named.length, found: found.reduce((sum, one) => sum + one, 0) },
+        tokens: tokensOf(this.#prepared, fields, found),
+        missing: named.flatMap(({ word, id }) => (found[id] === 0 ? word : [])).slice(0, SHOWN),
       };
     });
   }
@@ -173,18 +186,19 @@ const SHOWN = 8;
 async function lookUp(
   table: string,
   vectors: TableVectors,
-  { config, args, signal }: VectorOptions,
+  options: VectorOptions,
 ): Promise<FoundVectors> {
+  const { config, args, signal } = options;
   const { rows, rowsMax, width, pretrainedRate, learningRate } = config.tables![table]!;
-  const words = await wordsOf(table, vectors, args);
+  const words = await wordsOf(table, vectors, options);
   const room = rows === 'hash' ? rowsMax : rows;
   if (words.length > room) {
     throw invalid(
-      `tables.${table} has room for ${room} rows, and pretrained.words has ${words.length} words: set ${rows === 'hash' ? 'rowsMax' : 'rows'} to ${words.length} or more, or give fewer words`,
+      `tables.${table} has room for ${room} rows, and ${vectors.words === undefined ? 'the vocabulary of its ids' : 'pretrained.words'} has ${words.length} words: set ${rows === 'hash' ? 'rowsMax' : 'rows'} to ${words.length} or more, or give fewer words`,
     );
   }
   const ids = new Map<string, number>();
-  for (const [id, word] of words.entries()) if (!ids.has(word)) ids.set(word, id);
+  for (const [id, word] of words.entries()) if (word !== '' && !ids.has(word)) ids.set(word, id);
   const found = new Uint8Array(words.length);
   const isFrozen = pretrainedRate * learningRate === 0;
   const common = { ...{ table, width, vectors, words, ids, found, isFrozen } };
@@ -223,8 +237,9 @@ async function lookUp(
 async function wordsOf(
   table: string,
   { words }: TableVectors,
-  args: DataArguments,
+  { args, prepared, bindings }: VectorOptions,
 ): Promise<readonly string[]> {
+  if (words === undefined) return vocabularyOfTable(table, prepared, bindings);
   const given: unknown = typeof words === 'function' ? await words(args) : words;
   const isList = Array.isArray(given) && given.every((word) => typeof word === 'string');
   if (isList && given.length > 0 && given.length <= LIMITS.rowIdsMax) return given;
@@ -232,6 +247,28 @@ async function wordsOf(
     `tables.${table}.pretrained.words() gave ${Array.isArray(given) ? `a list of ${given.length} with something else than texts` : isRecord(given) ? 'an object' : typeof given}; it must give a list with the word of each id`,
   );
 }
+
+/** The texts of the ids that a table is looked up by. @throws DownpourError DP_EXPERIMENT_INVALID: they are not known. */
+function vocabularyOfTable(
+  table: string,
+  { train }: PreparedData,
+  bindings: readonly RowBinding[],
+): readonly string[] {
+  const fields = bindings.flatMap((each) => (each.table === table ? [each.field] : []));
+  for (const field of fields) {
+    const column = columnOfField(train, field);
+    const known = column && vocabularyOf(column);
+    if (known) return known;
+  }
+  throw invalid(
+    `tables.${table}.pretrained has no words, and the ids of ${fields.map((field) => `'${field}'`).join(', ')} have no vocabulary: write pretrained: { from, sha256, words }, or give the field a vocabulary: { values, shape, vocabulary }`,
+  );
+}
+
+/** A field that ids may be in. */
+const columnOfField = (examples: Examples, field: string): Column | undefined =>
+  examples.fields?.[field] ??
+  (field === 'inputs' || field === 'targets' ? examples[field] : undefined);
 
 /** @returns null: the ids are not in memory. */
 function tokensOf(
@@ -241,7 +278,7 @@ function tokensOf(
 ): Coverage['tokens'] {
   const tokens = { all: 0, found: 0 };
   for (const { field, maskZero } of bindings) {
-    const column = field === 'inputs' && !train.fields ? train.inputs : train.fields?.[field];
+    const column = columnOfField(train, field);
     if (!column || train.stored) return null;
     for (const id of column.values) {
       if (id < (maskZero ? 1 : 0)) continue;
