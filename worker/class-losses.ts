@@ -136,9 +136,12 @@ function hierarchicalSoftmax({ scores, signs }: PathScores): Tensor {
   });
 }
 
-/** log σ(x) = −max(0, −x) − log(1 + e^−|x|). `tf.logSigmoid` loses a tensor of its gradient in a `tf.tidy`. */
+/**
+ * log σ(x) = x − max(0, x) − log(1 + e^−|x|). `tf.logSigmoid` loses a tensor of its gradient in a `tf.tidy`. At 0, where rows of
+ * zeros begin, TensorFlow.js has the slopes 0 and −1 for max(0, x) and |x|: only in this form do they add up to 1/2.
+ */
 const logSigmoid = (x: Tensor): Tensor =>
-  tf.neg(tf.add(tf.relu(tf.neg(x)), tf.log1p(tf.exp(tf.neg(tf.abs(x))))));
+  tf.sub(tf.sub(x, tf.relu(x)), tf.log1p(tf.exp(tf.neg(tf.abs(x)))));
 
 const RARE = 1e-30;
 /** A score that counts for nothing. */

@@ -132,6 +132,34 @@ test('negative sampling is what word2vec has', () => {
   expect(() => losses.negativeSampling({ scores: tf.zeros([2, 1]) })).toThrow('[2,1]');
 });
 
+test('scores of exactly 0, as of rows that begin with zeros, have the gradient of finite differences', () => {
+  const at = new Float32Array(CLASSES);
+  const drawn = [1, RIGHT + 1, CLASSES - 1];
+  const ids = tf.tensor2d([RIGHT, ...drawn], [1, 1 + drawn.length], 'int32');
+  const given = (all: Tensor) => ({
+    scores: scoresAt(all, ids),
+    ids,
+    logProbabilities: sampler.logProbability(ids),
+  });
+  const even = { ids, logProbabilities: tf.fill(ids.shape, -Math.log(drawn.length)) };
+  const signs = tf.tensor2d([1, -1, 1, 0], [1, 4]);
+  const all: Readonly<Record<string, (scores: Tensor) => Tensor>> = {
+    negativeSampling: (scores) => losses.negativeSampling(given(scores)),
+    // What is subtracted from the scores is 0 too.
+    noiseContrastive: (scores) => losses.noiseContrastive({ ...given(scores), ...even }),
+    sampledSoftmax: (scores) => losses.sampledSoftmax({ ...given(scores), ...even }),
+    hierarchicalSoftmax: (scores) =>
+      losses.hierarchicalSoftmax({ scores: scoresAt(scores, ids), signs }),
+  };
+  for (const [name, loss] of Object.entries(all)) {
+    const { gradient } = lossAndGradient(loss, at);
+    for (const id of [RIGHT, ...drawn]) {
+      const moved = (by: number) => loss(tf.tensor1d(at.with(id, by))).dataSync()[0]!;
+      expect(gradient[id], name).toBeCloseTo((moved(0.01) - moved(-0.01)) / 0.02, 3);
+    }
+  }
+});
+
 describe('the hierarchical softmax', () => {
   const tree = losses.classTree(COUNTS);
   const nodeScores = Float32Array.from({ length: tree.nodeCount }, () => draw.normal());
