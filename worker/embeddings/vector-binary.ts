@@ -6,6 +6,7 @@ import {
   mustEndSoon,
   NO_VECTORS,
   type ParserOptions,
+  UnreadRest,
   type VectorBatch,
   type VectorParser,
 } from './vector-parser.ts';
@@ -23,7 +24,7 @@ export class BinaryVectors implements VectorParser {
   width = 0;
   count = 0;
   readonly #options: ParserOptions;
-  #rest: Buffer = Buffer.alloc(0);
+  readonly #rest = new UnreadRest();
   /** Words that the first line says. */
   #told = 0;
   #batch = new BatchBuilder(0);
@@ -33,10 +34,10 @@ export class BinaryVectors implements VectorParser {
   }
 
   feed(piece: Buffer): VectorBatch {
-    const bytes = this.#rest.length > 0 ? Buffer.concat([this.#rest, piece]) : piece;
+    const bytes = this.#rest.followedBy(piece);
     let at = this.width === 0 ? this.#header(bytes) : 0;
     if (this.width === 0) {
-      this.#rest = bytes;
+      this.#rest.bytes = bytes;
       return NO_VECTORS;
     }
     while (this.count < this.#told) {
@@ -44,7 +45,7 @@ export class BinaryVectors implements VectorParser {
       if (next < 0) break;
       at = next;
     }
-    this.#rest = bytes.subarray(at);
+    this.#rest.bytes = bytes.subarray(at);
     return this.#batch.take();
   }
 
@@ -57,11 +58,12 @@ export class BinaryVectors implements VectorParser {
         `its first line says ${this.#told} words, and it ends after ${this.count}: it is truncated; fetch it again`,
       );
     }
-    const more = this.#rest.findIndex((byte) => byte !== LINE_END);
+    const rest = this.#rest.take();
+    const more = rest.findIndex((byte) => byte !== LINE_END);
     if (more >= 0) {
       throw damaged(
         path,
-        `${this.#rest.length - more} bytes follow its ${this.#told} words: its first line or the kind of the file is wrong`,
+        `${rest.length - more} bytes follow its ${this.#told} words: its first line or the kind of the file is wrong`,
       );
     }
     return this.#batch.take();

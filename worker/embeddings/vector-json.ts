@@ -8,6 +8,7 @@ import {
   mustEndSoon,
   NO_VECTORS,
   type ParserOptions,
+  UnreadRest,
   type VectorBatch,
   type VectorParser,
 } from './vector-parser.ts';
@@ -32,9 +33,9 @@ export class JsonVectors implements VectorParser {
   width = 0;
   count = 0;
   readonly #options: ParserOptions;
-  #rest: Buffer = Buffer.alloc(0);
+  readonly #rest = new UnreadRest();
   #state: 'head' | 'vectors' | 'end' = 'head';
-  /** Bytes of the file before `#rest`. */
+  /** Bytes of the file before those of `#rest`. */
   #before = 0;
   /** Where in its array a word has its place; −1: nowhere. */
   #rankAt = -1;
@@ -49,12 +50,12 @@ export class JsonVectors implements VectorParser {
 
   feed(piece: Buffer): VectorBatch {
     if (this.#state === 'end') return NO_VECTORS;
-    const bytes = this.#rest.length > 0 ? Buffer.concat([this.#rest, piece]) : piece;
+    const bytes = this.#rest.followedBy(piece);
     let at = 0;
     if (this.#state === 'head') {
       at = this.#head(bytes);
       if (at < 0) {
-        this.#rest = bytes;
+        this.#rest.bytes = bytes;
         return NO_VECTORS;
       }
       this.#state = 'vectors';
@@ -68,9 +69,9 @@ export class JsonVectors implements VectorParser {
         break;
       }
     }
-    this.#rest = this.#state === 'end' ? Buffer.alloc(0) : bytes.subarray(at);
+    this.#rest.bytes = bytes.subarray(this.#state === 'end' ? bytes.length : at);
     this.#before += at;
-    mustEndSoon(this.#options.path, `byte ${this.#before}`, this.#rest.length);
+    mustEndSoon(this.#options.path, `byte ${this.#before}`, this.#rest.bytes.length);
     return this.#batch.take();
   }
 

@@ -31,6 +31,23 @@ export interface ParserOptions {
   readonly ranksMax?: number | undefined;
 }
 
+/** The end of a piece that is no whole word with its vector: it is read with the next piece. */
+export class UnreadRest {
+  bytes: Buffer = Buffer.alloc(0);
+
+  /** @returns the rest and the piece behind it; the piece itself if there is no rest. */
+  followedBy(piece: Buffer): Buffer {
+    return this.bytes.length > 0 ? Buffer.concat([this.bytes, piece]) : piece;
+  }
+
+  /** @returns the rest, which is then empty. */
+  take(): Buffer {
+    const { bytes } = this;
+    this.bytes = Buffer.alloc(0);
+    return bytes;
+  }
+}
+
 /** Collects the vectors of one piece. */
 export class BatchBuilder {
   readonly #width: number;

@@ -7,6 +7,7 @@ import {
   mustEndSoon,
   NO_VECTORS,
   type ParserOptions,
+  UnreadRest,
   type VectorBatch,
   type VectorParser,
 } from './vector-parser.ts';
@@ -24,7 +25,7 @@ export class TextVectors implements VectorParser {
   width = 0;
   count = 0;
   readonly #options: ParserOptions;
-  #rest: Buffer = Buffer.alloc(0);
+  readonly #rest = new UnreadRest();
   /** Words that the first line says; null: there is no such line, or it was not read yet. */
   #told: number | null = null;
   #lines = 0;
@@ -35,7 +36,7 @@ export class TextVectors implements VectorParser {
   }
 
   feed(piece: Buffer): VectorBatch {
-    const bytes = this.#rest.length > 0 ? Buffer.concat([this.#rest, piece]) : piece;
+    const bytes = this.#rest.followedBy(piece);
     let at = 0;
     for (;;) {
       const end = bytes.indexOf(LINE_END, at);
@@ -43,15 +44,15 @@ export class TextVectors implements VectorParser {
       this.#line(bytes, at, end);
       at = end + 1;
     }
-    this.#rest = bytes.subarray(at);
-    mustEndSoon(this.#options.path, `line ${this.#lines + 1}`, this.#rest.length);
+    this.#rest.bytes = bytes.subarray(at);
+    mustEndSoon(this.#options.path, `line ${this.#lines + 1}`, this.#rest.bytes.length);
     return this.#batch.take();
   }
 
   end(): VectorBatch {
     const { path } = this.#options;
-    if (this.#rest.length > 0) this.#line(this.#rest, 0, this.#rest.length);
-    this.#rest = Buffer.alloc(0);
+    const rest = this.#rest.take();
+    if (rest.length > 0) this.#line(rest, 0, rest.length);
     if (this.#told !== null && this.#told !== this.count) {
       throw damaged(
         path,
