@@ -1,4 +1,5 @@
 import type { CapturesInUse } from '../../server/core/run/vector.ts';
+import type { Run } from '../../server/core/run.ts';
 import type { RunTables } from '../../server/core/tables/run-tables.ts';
 import type { PartialConfig, RunConfig } from '../../shared/config.ts';
 import type { Lease, Push } from '../../shared/protocol.ts';
@@ -58,6 +59,7 @@ export interface SavedRows {
 export class WatchedRows {
   readonly #tables: RunTables;
   readonly #config: RunConfig;
+  readonly #readTables: RunTables['read'];
   readonly #model: RowModel;
   readonly #violate: Violate;
   /** The push that is being dealt with, and how often its rows were applied. */
@@ -69,26 +71,39 @@ export class WatchedRows {
   #changes = 0;
   #checked = -1;
   #looks = 0;
-  /** Row step of the newest rows that were sent to each worker. */
-  readonly #sent = new Map<string, number>();
+  /** Row step of the newest rows in an answer to each worker. */
+  readonly #answered = new Map<string, number>();
+  /** The same of the worker whose push is being dealt with, before it. */
+  #answeredBefore = 0;
+  /** Answers with rows as they are, and how often the run has noted one. */
+  #answers = 0;
+  #noted = 0;
+  /** Rows of all answers, with their row step and encoding. An answer may wait for the standby before it leaves. */
+  readonly #made = new Set<string>();
+  /** Captures that were read for answers to the message that is being dealt with; null: rows as they are. */
+  #reads: (number | null)[] = [];
 
-  /** @param from what the tables hold; null: nothing yet. @param inUse numbers of the captures that the run has now. */
+  /**
+   * @param run that has tables.
+   * @param from what they hold; null: nothing yet. @param inUse numbers of the captures that the run has now.
+   */
   constructor(
-    tables: RunTables,
-    config: RunConfig,
+    run: Run,
     violate: Violate,
     from: SavedRows | null,
     { best, evaluated }: CapturesInUse,
   ) {
-    this.#tables = tables;
-    this.#config = config;
+    this.#tables = run.tables!;
+    this.#config = run.config;
     this.#violate = violate;
-    this.#model = new RowModel(config, from?.moment ?? null);
+    this.#readTables = this.#tables.read.bind(this.#tables);
+    this.#model = new RowModel(run.config, from?.moment ?? null);
     if (from) this.#model.keepCapture(from.best, best ?? 0);
     // An evaluation that was under way begins anew.
     if (evaluated !== null && evaluated !== best) this.#model.capture(evaluated);
     this.#noteMoment();
     this.#spy();
+    this.#spyAnswers(run);
     this.check(() => [best, evaluated]);
   }
 
@@ -139,9 +154,29 @@ export class WatchedRows {
     tables.replace = follow(replace, (id) => model.replace(id));
     tables.forget = follow(forget, (id) => {
       model.forget(id);
-      if (isKept(tables, id))
+      if (tables.hasCapture(id))
         this.#violate(3, `capture ${id} of rows is kept, and nobody needs it`);
     });
+  }
+
+  /** Rows are looked at when they are read, and workers are believed from then on what they say they have. */
+  #spyAnswers(run: Run): void {
+    const { sendsRows } = run;
+    run.sendsRows = (worker) => {
+      sendsRows.call(run, worker);
+      this.#noted++;
+      this.#answered.set(worker, this.#model.rowStep);
+    };
+    this.#tables.read = (keys, encoding, capture, take) => {
+      const bytes = this.#readTables(keys, encoding, capture, take);
+      this.#mustBeAtStep();
+      const ought = encodeRows(this.#shapes, this.#model.read(keys, capture), encoding);
+      if (!Buffer.from(bytes).equals(ought)) this.#tellRows(keys, encoding, capture, bytes);
+      if (capture === null) this.#answers++;
+      this.#reads.push(capture);
+      this.#made.add(rowsText(this.#model.rowStep, encoding, bytes));
+      return bytes;
+    };
   }
 
   #admit(): void {
@@ -178,9 +213,10 @@ export class WatchedRows {
     this.#moments.set(this.#model.rowStep, moments);
   }
 
-  /** A push arrives. */
-  begin(coming: ComingPush): void {
+  /** A push arrives. Its answer has newer rows than it can have read. @param key of its worker. */
+  begin(key: string, coming: ComingPush): void {
     this.#coming = coming;
+    this.#answeredBefore = this.#answered.get(key) ?? 0;
     this.#applied = 0;
   }
 
@@ -194,21 +230,27 @@ export class WatchedRows {
         `push ${push.sequence} was ${counts ? '' : 'not '}applied, and its rows ${this.#applied} times`,
       );
     }
-    const sent = this.#sent.get(key) ?? 0;
-    if (!wanted || push.rows!.step <= sent) return;
+    const last = this.#answeredBefore;
+    if (!wanted || push.rows!.step <= last) return;
     this.#violate(
       4,
-      `push ${push.sequence} of ${key} claimed rows of row step ${push.rows!.step}, and was sent none after ${sent}`,
+      `push ${push.sequence} of ${key} claimed rows of row step ${push.rows!.step}, and no answer to it had rows after ${last}`,
     );
+  }
+
+  #mustBeAtStep(): void {
+    const { rowStep } = this.#tables;
+    if (rowStep === this.#model.rowStep) return;
+    this.#violate(3, `rows are at row step ${rowStep}, and ought to be at ${this.#model.rowStep}`);
   }
 
   /** @param inUse captures that the run has. */
   check(inUse: () => readonly (number | null)[]): void {
-    const { rowStep } = this.#tables;
-    if (rowStep !== this.#model.rowStep) {
+    this.#mustBeAtStep();
+    if (this.#answers !== this.#noted) {
       this.#violate(
-        3,
-        `rows are at row step ${rowStep}, and ought to be at ${this.#model.rowStep}`,
+        4,
+        `rows were sent ${this.#answers} times, and the run believes ${this.#noted} times`,
       );
     }
     if (this.#checked === this.#changes && ++this.#looks % LOOKS > 0) return;
@@ -231,19 +273,28 @@ export class WatchedRows {
 
   #mustEqual(capture: number | null): void {
     const keys = this.#shapes.map(() => ALL);
-    const bytes = this.#tables.read(keys, 'f32', capture);
-    if (Buffer.from(bytes).equals(encodeRows(this.#shapes, this.#model.read(keys, capture), 'f32')))
-      return;
-    const [now, ought] = [decodeRows(this.#shapes, bytes, 'f32'), this.#model.read(keys, capture)];
+    const bytes = this.#readTables(keys, 'f32', capture);
+    const ought = encodeRows(this.#shapes, this.#model.read(keys, capture), 'f32');
+    if (!Buffer.from(bytes).equals(ought)) this.#tellRows(keys, 'f32', capture, bytes);
+  }
+
+  #tellRows(
+    keys: readonly Uint32Array[],
+    encoding: 'f32' | 'bf16',
+    capture: number | null,
+    bytes: Uint8Array,
+  ): never {
+    const now = decodeRows(this.#shapes, bytes, encoding);
+    const ought = this.#model.read(keys, capture);
     const at = now.flatMap(({ values }, t) =>
       [...values].flatMap((x, i) => {
         const other = ought[t]!.values[i]!;
-        const key = Math.floor(i / this.#shapes[t]!.width);
+        const key = keys[t]![Math.floor(i / this.#shapes[t]!.width)];
         return Object.is(x, other) ? [] : [`${this.#shapes[t]!.name} ${key}: ${x}, not ${other}`];
       }),
     );
     const of = capture === null ? '' : ` of capture ${capture}`;
-    this.#violate(
+    return this.#violate(
       3,
       `rows${of} at row step ${this.#model.rowStep} are ${at.slice(0, 3).join('; ')}`,
     );
@@ -251,26 +302,32 @@ export class WatchedRows {
 
   // What workers are sent.
 
-  /** @param capture of an evaluation; null: rows as they are. */
-  sent(
-    key: string,
+  /** A message of a worker is about to be dealt with. */
+  beginAnswers(): void {
+    this.#reads = [];
+  }
+
+  /** It has asked for rows, and been answered or not. @param capture whose rows it ought to have; null: as they are. */
+  mustHaveRead(capture: number | null): void {
+    const reads = this.#reads;
+    const others = reads.filter((each) => each !== null && each !== capture);
+    if (others.length === 0 && (reads.length === 0 || reads.includes(capture))) return;
+    this.#violate(
+      3,
+      `rows of ${reads[0] === null ? 'now' : `capture ${reads[0]}`} were sent instead of those of ${capture === null ? 'now' : `capture ${capture}`}`,
+    );
+  }
+
+  /** Rows leave for a worker, perhaps long after they were read. */
+  leaves(
     { step, encoding }: { readonly step: number; readonly encoding: RowEncoding },
     bytes: Uint8Array,
-    capture: number | null,
   ): void {
-    const rows = decodeRows(this.#shapes, bytes, encoding);
-    const keys = rows.map(({ keys }) => keys);
-    const isOf = (model: RowModel, id: number | null) =>
-      Buffer.from(encodeRows(this.#shapes, model.read(keys, id), encoding)).equals(bytes);
-    if (capture !== null) {
-      if (isOf(this.#model, capture)) return;
-      this.#violate(3, `an evaluation was sent other rows than those of capture ${capture}`);
-    }
-    const moments = this.#moments.get(step) ?? [];
-    if (!moments.some((moment) => isOf(new RowModel(this.#config, moment), null))) {
-      this.#violate(3, `the rows sent as of row step ${step} are not those of it`);
-    }
-    this.#sent.set(key, Math.max(step, this.#sent.get(key) ?? 0));
+    if (this.#made.has(rowsText(step, encoding, bytes))) return;
+    this.#violate(
+      3,
+      `the rows that leave as of row step ${step} are not those that were read then`,
+    );
   }
 
   // Checkpoints and standbys.
@@ -298,18 +355,8 @@ export class WatchedRows {
   }
 }
 
-function isKept(tables: RunTables, id: number): boolean {
-  try {
-    tables.read(
-      tables.shapes.map(() => new Uint32Array()),
-      'f32',
-      id,
-    );
-    return true;
-  } catch {
-    return false;
-  }
-}
+const rowsText = (rowStep: number, encoding: RowEncoding, bytes: Uint8Array) =>
+  `${rowStep} ${encoding} ${Buffer.from(bytes).toString('latin1')}`;
 
 /** Rows as a worker was sent them. */
 interface HeldRows {
@@ -388,16 +435,20 @@ export class WorkerRows {
     return { rows: { step, encoding, bytes: own.length, wanted: wanted.length }, tail };
   }
 
-  /** A push as no honest worker makes one. */
-  lie(push: Push, payload: Uint8Array): { readonly push: Push; readonly payload: Uint8Array } {
+  /** A push as no honest worker makes one. @param rowStep of the server, which a liar may have from another worker. */
+  lie(
+    push: Push,
+    payload: Uint8Array,
+    rowStep: number,
+  ): { readonly push: Push; readonly payload: Uint8Array } {
     const { rows } = push;
     if (!rows) return { push, payload };
     const bad = payload.slice();
     const start = payload.length - rows.wanted - rows.bytes;
     const words = new DataView(bad.buffer, bad.byteOffset);
-    const newer = () => ({ step: rows.step + 1 });
+    const newer = (step: number) => () => ({ step: Math.max(rows.step + 1, step) });
     const lies: (() => Partial<PushedRows>)[] = [
-      ...[newer, newer, newer, newer],
+      ...[newer(rowStep), newer(rowStep), newer(rowStep), newer(rowStep + 1_000)],
       () => ({ bytes: rows.bytes + 4 * (1 + this.#draw.below(9)) }),
       () => ({ wanted: rows.wanted + 4 * (1 + this.#draw.below(9)) }),
       () => ({ bytes: 0, wanted: 0 }),

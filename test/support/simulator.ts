@@ -25,6 +25,7 @@ import type {
   Work,
 } from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
+import type { PullRows } from '../../shared/row-messages.ts';
 import { encodeKeys } from '../../shared/rows.ts';
 import { rowShapes, TABLES_HEADER } from '../../shared/tables.ts';
 import { VERSION } from '../../shared/version.ts';
@@ -503,7 +504,7 @@ class SimulatedConnection {
       this.answers.push(message);
       simulation.server.told(this.session.key, message);
       if (message.type === 'work') simulation.server.given(message.leases);
-      simulation.server.sentRows(this.session.key, message, parts);
+      simulation.server.rowsLeave(message, parts);
       const header = structuredClone(message) as unknown as FrameHeader;
       // The bytes are read when they leave, not when they are given: nobody may write to them until then.
       this.#leavesAt = Math.max(this.#leavesAt, simulation.now + simulation.delayMs(3));
@@ -654,10 +655,15 @@ class SimulatedConnection {
     const counted = server.sequenceOf(key);
     const coming = { push: header as unknown as Push, payload: payload.slice() };
     if (header.type === 'push') server.lookUp(coming.push);
-    if (header.type === 'push') server.rows?.begin(coming);
+    if (header.type === 'push') server.rows?.begin(key, coming);
+    const { rows } = server;
+    rows?.beginAnswers();
+    const pulled = header.type === 'pullRows' ? (header as unknown as PullRows) : null;
+    const capture = server.captureFor(key, pulled?.evaluation ?? null);
     // Another may follow at once; then this one is answered with it, or when there is none after all.
     const more = this.#simulation.together.uniform() < 0.3;
     this.#events.message(header, place, landing, more);
+    if (pulled) rows?.mustHaveRead(capture);
     if (more) this.#events.drained?.();
     if (header.type !== 'push') return;
     const push = header as unknown as Push;
@@ -804,7 +810,7 @@ class SimulatedServer {
   #watchRows(run: Run, from: SavedRows | null): void {
     const inUse = capturesInUse(run.replica().fields);
     const violate = (invariant: number, what: string) => this.#simulation.violate(invariant, what);
-    this.rows = run.tables ? new WatchedRows(run.tables, run.config, violate, from, inUse) : null;
+    this.rows = run.tables ? new WatchedRows(run, violate, from, inUse) : null;
   }
 
   #begin(run: Run): void {
@@ -891,19 +897,19 @@ class SimulatedServer {
     );
   }
 
-  /** Rows leave for a worker, at the end of the message. Requests of evaluations have odd numbers. */
-  sentRows(key: string, message: ServerMessage, parts: readonly Uint8Array[]): void {
-    if (message.type === 'work' && message.rows) {
-      this.rows?.sent(key, message.rows, parts.at(-1)!, null);
-    } else if (message.type === 'rows') {
-      const isOfNow = message.request % 2 === 0;
-      const { evaluation } = this.#run?.replica().fields ?? {};
-      // It may have ended, while the standby was waited for.
-      if (isOfNow) this.rows?.sent(key, message, parts.at(-1)!, null);
-      else if (evaluation?.id === message.request >> 1) {
-        this.rows?.sent(key, message, parts.at(-1)!, evaluation.capture);
-      }
-    }
+  /** The capture that a worker evaluates; null: it does not evaluate this. */
+  captureFor(key: string, id: number | null): number | null {
+    if (id === null || !this.rows) return null;
+    const { evaluation } = this.#run!.replica().fields;
+    if (evaluation?.id !== id) return null;
+    const { worker, late, capture } = evaluation;
+    return worker === key || late.includes(key) ? capture : null;
+  }
+
+  /** Rows leave for a worker, at the end of the message. */
+  rowsLeave(message: ServerMessage, parts: readonly Uint8Array[]): void {
+    const rows = message.type === 'work' ? message.rows : message.type === 'rows' ? message : null;
+    if (rows) this.rows?.leaves(rows, parts.at(-1)!);
   }
 
   /** A message leaves for a worker. */
@@ -1578,7 +1584,7 @@ class SimulatedWorker {
     const connection = this.#connection;
     const values = floatsOf(payload.slice());
     if (this.#rows && draw.below(2) === 0) {
-      const lie = this.#rows.lie(push, payload);
+      const lie = this.#rows.lie(push, payload, this.#simulation.server.rowSteps);
       connection?.send(lie.push, lie.payload);
       return;
     }
