@@ -15,6 +15,8 @@ export function configPage(): string {
     '',
     'You can also set it in the `config` of an experiment, or in the body of `POST /runs`. An unknown field is refused.',
     '',
+    'In a field with `<name>`, write the name of your group or table: `--set tables.word.width=16`.',
+    '',
     '`npm run docs` writes this page from the schema in `shared/config.ts`. To change it, change the schema.',
     '',
     '| field | allowed | default | what it does |',
@@ -31,7 +33,10 @@ function rowsOf(schema: JsonSchema, path: string): string[] {
     if (kinds.length > 0) return kindRows(field, kinds, full);
     if (field.properties && field.type === 'object') return rowsOf(field, full);
     const row = [`\`${full}\``, allowed(field), standard(field), field.description ?? ''];
-    return [`| ${row.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`];
+    const line = `| ${row.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
+    // Entries by names of the user, such as tables: each has the same fields.
+    const [entry = {}] = Object.values(field.patternProperties ?? {});
+    return [line, ...rowsOf(entry, `${full}.<name>`)];
   });
 }
 
@@ -53,7 +58,10 @@ function allowed(schema: JsonSchema): string {
   if ('const' in schema) return `\`${JSON.stringify(schema.const)}\``;
   if (schema.type === 'array') return `list of ${allowed(schema.items ?? {})}`;
   if (schema.type === 'object' && schema.properties) {
-    return `{ ${Object.keys(schema.properties).join(', ')} }`;
+    const { kind, ...others } = schema.properties;
+    if (kind?.const === undefined) return `{ ${Object.keys(schema.properties).join(', ')} }`;
+    const more = Object.keys(others).length > 0 ? ', …' : '';
+    return `\`{ kind: ${JSON.stringify(kind.const)}${more} }\``;
   }
   const type = { integer: 'whole number', object: 'names and values' }[schema.type ?? ''];
   const limits = [
@@ -68,5 +76,5 @@ function allowed(schema: JsonSchema): string {
 }
 
 function standard(schema: JsonSchema): string {
-  return schema.default === undefined ? '' : `\`${JSON.stringify(schema.default)}\``;
+  return schema.default === undefined ? 'required' : `\`${JSON.stringify(schema.default)}\``;
 }
