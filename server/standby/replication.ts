@@ -39,6 +39,8 @@ const DISTRUST_MS_MAX = 600_000;
 export const BEAT_MS = 250;
 const CONFIRM_RETRY_MS = 250;
 const INTRODUCE_MS = 20;
+/** Runs are told in one turn until so many bytes wait in the socket; then others have their turn. */
+export const INTRODUCE_BYTES = 2 ** 18;
 const SETTLE_MS = 10;
 
 type StandbyConnection = Pick<
@@ -378,20 +380,26 @@ export class Replication {
     return standby;
   }
 
-  /** One run after the other, so that the vectors of all of them are not copied at once. */
+  /**
+   * Many small runs in one turn; of large ones one after the other, so that the vectors of all of them are not copied at
+   * once. The standby counts from when all has left: workers do not wait for what is still on its way.
+   */
   #introduceAll(standby: Standby): void {
     if (this.#standby !== standby) return;
+    const { link } = standby;
     const runs = this.#options.runs();
-    while (standby.link.bufferedBytes === 0) {
-      const next = runs.find((run) => !standby.introduced.has(run));
-      if (!next) {
-        this.#frame({ type: 'introduced', runs: runs.map(({ id }) => id) });
-        standby.introducedAt = standby.frames;
-        return;
-      }
-      this.#introduce(standby, next);
+    const others = runs.filter((run) => !standby.introduced.has(run));
+    for (const run of others) {
+      if (link.bufferedBytes >= INTRODUCE_BYTES) break;
+      this.#introduce(standby, run);
     }
-    this.#later(INTRODUCE_MS, () => this.#introduceAll(standby));
+    const isAll = others.every((run) => standby.introduced.has(run));
+    if (!isAll || link.bufferedBytes > 0) {
+      this.#later(INTRODUCE_MS, () => this.#introduceAll(standby));
+      return;
+    }
+    this.#frame({ type: 'introduced', runs: runs.map(({ id }) => id) });
+    standby.introducedAt = standby.frames;
   }
 
   /** A run as it is at this moment; each call of it follows. */

@@ -1,7 +1,11 @@
 import { expect } from 'vitest';
 import type { Run } from '../../server/core/run.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
-import { Replication, type ReplicationOptions } from '../../server/standby/replication.ts';
+import {
+  INTRODUCE_BYTES,
+  Replication,
+  type ReplicationOptions,
+} from '../../server/standby/replication.ts';
 import { Replicas } from '../../server/standby/standby.ts';
 import { bytesOf, decodeFrame, encodeHeader } from '../../shared/codec.ts';
 import { VERSION } from '../../shared/version.ts';
@@ -16,18 +20,26 @@ export class StandbyLink {
   open = true;
   bufferedBytes = 0;
   #fullAt: ToStandby['type'] | null;
+  readonly #heldBytes: number;
   /** Each message that arrives. */
   heard: (message: ToStandby) => void = () => {};
   /** What the primary closed it with. */
   closedWith: string | null = null;
 
-  /** @param options - `fullAt`: the socket takes nothing more after the first message of that type, until it is drained */
+  /**
+   * @param options - `fullAt`: the socket takes nothing more after the first message of that type, until it is drained;
+   *   `heldBytes`: so many bytes of each frame wait in it until then
+   */
   constructor(
     replication: Replication,
     follow: { mode: 'sync' | 'async'; lagMax: number },
-    { fullAt = null }: { fullAt?: ToStandby['type'] | null } = {},
+    {
+      fullAt = null,
+      heldBytes = 0,
+    }: { fullAt?: ToStandby['type'] | null; heldBytes?: number } = {},
   ) {
     this.#fullAt = fullAt;
+    this.#heldBytes = heldBytes;
     this.#events = replication.accept(this, '192.0.2.9');
     const address = { host: null, port: 7420 };
     this.#say({ type: 'follow', version: VERSION, ...follow, address });
@@ -44,7 +56,10 @@ export class StandbyLink {
   send(header: object, parts: readonly Uint8Array[] = [], gone?: () => void): void {
     const frame = Buffer.concat([encodeHeader(header), ...parts]);
     gone?.();
-    if ((header as ToStandby).type === this.#fullAt) this.bufferedBytes = frame.length;
+    this.bufferedBytes += this.#heldBytes;
+    if ((header as ToStandby).type === this.#fullAt) {
+      this.bufferedBytes = INTRODUCE_BYTES + frame.length;
+    }
     if (this.open) this.#arriving.push(frame);
   }
 

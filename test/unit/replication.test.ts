@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
-import { UNCARRIED_BYTES_MAX } from '../../server/standby/replication.ts';
+import { INTRODUCE_BYTES, UNCARRIED_BYTES_MAX } from '../../server/standby/replication.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
@@ -449,6 +449,31 @@ describe('what is for workers waits', () => {
     }
     expect(made.replication.facts()).toMatchObject({ state: 'joining' });
     link.drain();
+  });
+
+  test.each([
+    ['eight small runs in each turn', 8],
+    ['one large run in each turn', 1],
+  ])('is told %s, so that others have turns of their own', (_, framesInTurn) => {
+    const runs = Array.from({ length: 40 }, (_, i) => createRun({}, `run-${i}`));
+    const framesOfRun = runs[0]!.replicaVectors().length + 1;
+    const waits: (() => void)[] = [];
+    const later = (_: number, act: () => void) => void waits.push(act);
+    const { replication } = createReplication({ runs: () => runs, later });
+    const heldBytes = INTRODUCE_BYTES / framesInTurn;
+    const link = new StandbyLink(replication, { mode: 'sync', lagMax: 0 }, { heldBytes });
+    let turns = 1;
+    for (; waits.length > 0; turns++) {
+      expect(link.bufferedBytes / heldBytes).toBeLessThan(framesInTurn + framesOfRun);
+      expect(link.replicas.whole).toBe(false);
+      link.drain();
+      waits.shift()!();
+    }
+    link.arrive();
+    expect(link.replicas.whole).toBe(true);
+    expect(link.replicas.runs.size).toBe(runs.length);
+    // `leading` is a frame, too; and what ends it comes when all has left.
+    expect(turns).toBe(Math.ceil((1 + framesOfRun * runs.length) / framesInTurn) + 1);
   });
 
   /** A standby that is still told the runs: so much of them waits in its socket that no more is sent. */
