@@ -1,4 +1,4 @@
-import type { Metrics, RunDetail, RunSummary } from '../shared/rest.ts';
+import type { Metrics, RunDetail } from '../shared/rest.ts';
 import { percent } from '../shared/text.ts';
 import { Chart, type Curve } from './chart.ts';
 import {
@@ -25,9 +25,11 @@ import { compact, duration, errorOf, plural, roundPercent } from './format.ts';
 import { fillNew, h, setText } from './html.ts';
 import { meanLine, smoothed, spansDecades } from './lines.ts';
 import { card, emptyState, Select, slider, Toggle, type View } from './parts.ts';
+import type { Query } from './queries.ts';
 import { selected } from './runs.ts';
 import { saveButtons } from './save.ts';
-import { client, state } from './store.ts';
+import { client, drawSoon, state } from './store.ts';
+import { ViewQueries } from './view-queries.ts';
 
 /** Curves of several runs on one plot: one for each run, or the mean of each group with its band. */
 
@@ -56,8 +58,8 @@ class CompareView implements View {
   readonly #ids: readonly string[];
   readonly #metrics = new Map<string, Metrics>();
   readonly #details = new Map<string, RunDetail>();
-  /** What has been read of each run: its step, and that of its last evaluation. */
-  readonly #stamps = new Map<string, number>();
+  readonly #queries = new ViewQueries(READERS);
+  readonly #ofRun = new Map<string, Query<[Metrics, RunDetail]>>();
   /** Curves for the axes that are shown: made when a run is read, not all of them in the frame that draws them. */
   readonly #chosen = new WeakMap<Metrics, { axes: string; curve: RunCurve }>();
 
@@ -69,14 +71,11 @@ class CompareView implements View {
   /** Null: as the values suggest. */
   #yLog: boolean | null = null;
   #showsAll = false;
-  #isReading = false;
-  #isEnded = false;
-  #timer: ReturnType<typeof setTimeout> | undefined;
+  /** Something was read that is not drawn yet. */
+  #isNew = false;
+  #drawnAt = 0;
 
   readonly #chart = new Chart('Comparison', { height: 420, empty: 'Reading the curves …' });
-  /** Why runs could not be read. */
-  readonly #failures = new Map<string, string>();
-  readonly #problem = h('p', { class: 'problem view-problem', role: 'status' });
   readonly #progress = h('p', { class: 'muted', role: 'status' });
   readonly #note = h('p', { class: 'muted' });
   readonly #value = new Select('Value', YS, this.#y, (value) => {
@@ -106,12 +105,18 @@ class CompareView implements View {
   update(): void {
     if (this.#ids.length === 0) return;
     this.#showTables();
-    void this.#read();
+    const { isReading } = this.#queries;
+    const { size } = this.#metrics;
+    const isSome = isReading && size > 0 && size < this.#ids.length;
+    setText(this.#progress, isSome ? `${size} of ${plural(this.#ids.length, 'run')} read` : '');
+    // All that was read is drawn at once: a drawing of a hundred curves for each of them would take long.
+    const isDue = !isReading || performance.now() - this.#drawnAt > READ_MS;
+    if (this.#isNew && isDue) this.#draw();
+    this.#read();
   }
 
   destroy(): void {
-    this.#isEnded = true;
-    clearTimeout(this.#timer);
+    this.#queries.end();
     this.#chart.destroy();
   }
 
@@ -133,7 +138,7 @@ class CompareView implements View {
               this.#chart.element,
               this.#note,
               this.#progress,
-              this.#problem,
+              this.#queries.problem,
             ),
             card('What differs', this.#differences),
             card('Runs', this.#table(), this.#more),
@@ -223,61 +228,33 @@ class CompareView implements View {
     return [h('p', { class: 'muted' }, words)];
   }
 
-  /** Those runs whose step has moved, a few at a time. */
-  async #read(): Promise<void> {
-    if (this.#isReading || this.#isEnded) return;
-    const due = this.#ids.filter((id) => {
+  /** Runs whose step has moved, a few at a time. */
+  #read(): void {
+    for (const id of this.#ids) {
       const run = state.runs.get(id);
-      return run !== undefined && this.#stamps.get(id) !== stampOf(run);
-    });
-    if (due.length === 0) return;
-    this.#isReading = true;
-    let isNew = false;
-    const next = async (): Promise<void> => {
-      for (let id = due.shift(); id !== undefined && !this.#isEnded; id = due.shift()) {
-        isNew = (await this.#readRun(id)) || isNew;
-      }
-    };
-    await Promise.all(Array.from({ length: READERS }, next));
-    this.#isReading = false;
-    if (this.#isEnded) return;
-    const [why] = this.#failures.values();
-    const words = `Could not read ${plural(this.#failures.size, 'run')}: ${why}. Trying again.`;
-    setText(this.#problem, why === undefined ? '' : words);
-    setText(this.#progress, '');
-    if (isNew) {
-      this.#showTables();
-      this.#draw();
+      if (run) this.#queryOf(id).want(`${run.step} ${run.validation?.step}`, READ_MS);
     }
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => void this.#read(), READ_MS);
   }
 
-  /** @returns whether there is something new. */
-  async #readRun(id: string): Promise<boolean> {
-    const run = state.runs.get(id);
+  #queryOf(id: string): Query<[Metrics, RunDetail]> {
+    const known = this.#ofRun.get(id);
+    if (known) return known;
     // What is many is drawn in fewer points each.
     const points = Math.max(100, Math.min(600, Math.floor(20_000 / this.#ids.length)));
-    try {
-      const [metrics, detail] = await Promise.all([
-        client.metrics(id, points),
-        this.#details.get(id) ?? client.run(id),
-      ]);
-      this.#failures.delete(id);
-      if (!run) return false;
-      this.#details.set(id, detail);
-      this.#metrics.set(id, metrics);
-      this.#curveOf(metrics);
-    } catch (error) {
-      // Its stamp stays, so it is read again; one that was removed is not.
-      if (state.runs.has(id)) this.#failures.set(id, (error as Error).message);
-      return false;
-    }
-    this.#stamps.set(id, stampOf(run));
-    if (this.#metrics.size < this.#ids.length) {
-      setText(this.#progress, `${this.#metrics.size} of ${plural(this.#ids.length, 'run')} read`);
-    }
-    return true;
+    const query = this.#queries.of({
+      what: `run ${id}`,
+      read: () =>
+        Promise.all([client.metrics(id, points), this.#details.get(id) ?? client.run(id)]),
+      show: ([metrics, detail]) => {
+        this.#details.set(id, detail);
+        this.#metrics.set(id, metrics);
+        this.#curveOf(metrics);
+        this.#isNew = true;
+        drawSoon();
+      },
+    });
+    this.#ofRun.set(id, query);
+    return query;
   }
 
   #curveOf(of: Metrics): RunCurve {
@@ -311,6 +288,8 @@ class CompareView implements View {
   }
 
   #draw(): void {
+    this.#isNew = false;
+    this.#drawnAt = performance.now();
     const metrics = metricNames(this.#metrics.values());
     this.#value.offer([...YS, ...metrics.map((name) => [metricY(name), name] as const)]);
     const curves = this.#curves();
@@ -344,8 +323,6 @@ class CompareView implements View {
     });
   }
 }
-
-const stampOf = (run: RunSummary) => run.step + (run.validation?.step ?? 0) * 1e-9;
 
 function positiveX(curve: Curve): Curve {
   const from = curve.x.findIndex((value) => value > 0);

@@ -5,6 +5,8 @@ import { whenReleased } from './press.ts';
 
 /** From a read that failed to the next. */
 const RETRY_MS = 2_000;
+/** In one sentence; the others are counted. */
+const NAMED_MAX = 3;
 
 export interface QueryOptions<T> {
   /** In the sentence "Could not read …". */
@@ -22,15 +24,21 @@ export class Queries {
   /** By what could not be read: why. */
   readonly #failures = new Map<string, string>();
   readonly #timers = new Set<ReturnType<typeof setTimeout>>();
+  readonly #readersMax: number;
+  #readers = 0;
+  /** Reads that wait until another one has ended. */
+  readonly #turns: (() => void)[] = [];
   #isEnded = false;
 
   /**
    * @param say shows the sentence; it is empty when nothing fails.
    * @param again has the view say anew what it wants. It need not while nobody sees the page.
+   * @param readersMax reads at the same time
    */
-  constructor(say: (text: string) => void, again: () => void) {
+  constructor(say: (text: string) => void, again: () => void, readersMax = Infinity) {
     this.#say = say;
     this.#again = again;
+    this.#readersMax = readersMax;
   }
 
   of<T>(options: QueryOptions<T>): Query<T> {
@@ -41,10 +49,28 @@ export class Queries {
     return this.#isEnded;
   }
 
+  get isReading(): boolean {
+    return this.#readers > 0;
+  }
+
+  /** Reads when it is its turn. */
+  async inTurn<T>(read: () => Promise<T>): Promise<T> {
+    if (this.#readers < this.#readersMax) this.#readers++;
+    else await new Promise<void>((resolve) => this.#turns.push(resolve));
+    try {
+      return await read();
+    } finally {
+      const next = this.#turns.shift();
+      if (next) next();
+      else this.#readers--;
+    }
+  }
+
   end(): void {
     this.#isEnded = true;
     for (const timer of this.#timers) clearTimeout(timer);
     this.#timers.clear();
+    this.#turns.length = 0;
   }
 
   /** @param why null: it was read. */
@@ -52,7 +78,7 @@ export class Queries {
     if (why === null) this.#failures.delete(what);
     else this.#failures.set(what, why);
     const [first] = this.#failures.values();
-    const names = [...this.#failures.keys()].join(', ');
+    const names = firstOf([...this.#failures.keys()]);
     this.#say(first === undefined ? '' : `Could not read ${names}: ${first}. Trying again.`);
   }
 
@@ -67,7 +93,7 @@ export class Queries {
   }
 }
 
-class Query<T> {
+export class Query<T> {
   readonly #options: QueryOptions<T>;
   readonly #all: Queries;
   /** What was wanted when the read that came last began. */
@@ -101,7 +127,7 @@ class Query<T> {
   async #read(stamp: string): Promise<void> {
     const { what, read, show, absent } = this.#options;
     this.#isReading = true;
-    const change = await read().then(
+    const change = await this.#all.inTurn(read).then(
       (found) => () => show(found),
       (error: Error) => (isMissing(error) ? () => absent?.() : error),
     );
@@ -127,6 +153,12 @@ class Query<T> {
       this.#isDue = false;
     });
   }
+}
+
+function firstOf(names: readonly string[]): string {
+  const more = names.length - NAMED_MAX;
+  const named = names.slice(0, NAMED_MAX).join(', ');
+  return more > 0 ? `${named} and ${more} more` : named;
 }
 
 const isMissing = (error: Error) => ERRORS[errorCode(error)].http === 404;

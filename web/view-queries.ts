@@ -6,7 +6,8 @@ import { drawSoon } from './store.ts';
 export class ViewQueries extends Queries {
   readonly problem = h('p', { class: 'problem view-problem', role: 'status' });
 
-  constructor() {
-    super((words) => setText(this.problem, words), drawSoon);
+  /** @param readersMax reads at the same time */
+  constructor(readersMax?: number) {
+    super((words) => setText(this.problem, words), drawSoon, readersMax);
   }
 }

@@ -75,6 +75,52 @@ describe('a view that reads from the server', () => {
     expect(view.said.at(-1)).toBe('Could not read the curves, the log: no answer. Trying again.');
   });
 
+  test('names three of many that failed, and counts the others', async () => {
+    const said: string[] = [];
+    const queries = new Queries(
+      (text) => said.push(text),
+      () => {},
+    );
+    for (const name of ['a', 'b', 'c', 'd', 'e']) {
+      const read = async () => {
+        throw new DownpourError('DP_INTERNAL', 'no');
+      };
+      queries.of({ what: `run ${name}`, show: () => {}, read }).want('first');
+    }
+    await vi.advanceTimersByTimeAsync(1);
+    expect(said.at(-1)).toBe('Could not read run a, run b, run c and 2 more: no. Trying again.');
+  });
+
+  test('reads a few at a time, and all of them', async () => {
+    const under: (() => void)[] = [];
+    let most = 0;
+    const shown: number[] = [];
+    const queries = new Queries(
+      () => {},
+      () => {},
+      2,
+    );
+    for (let i = 0; i < 7; i++) {
+      const read = async () => {
+        await new Promise<void>((resolve) => {
+          most = Math.max(most, under.push(resolve));
+        });
+        // One that fails gives its turn to the next, too.
+        if (i === 3) throw new DownpourError('DP_INTERNAL', 'no');
+        return i;
+      };
+      queries.of({ what: `run ${i}`, read, show: (found) => shown.push(found) }).want('first');
+    }
+    for (let i = 0; i < 7; i++) {
+      expect(queries.isReading).toBe(true);
+      under.shift()!();
+      await vi.advanceTimersByTimeAsync(1);
+    }
+    expect(shown).toEqual([0, 1, 2, 4, 5, 6]);
+    expect(most).toBe(2);
+    expect(queries.isReading).toBe(false);
+  });
+
   test('does not read again what the server does not have', async () => {
     const view = viewOf(async () => {
       throw new DownpourError('DP_RUN_UNKNOWN', 'no run of this name');
