@@ -91,6 +91,8 @@ export const LIMITS = {
   tableCountMax: 64,
   rowWidthMax: 4_096,
   rowIdsMax: 2 ** 31,
+  /** Ids of a field of float32 are below this: from here on it does not keep all whole numbers apart. */
+  floatIdsMax: 2 ** 24,
   /** Rows of all tables in one message, and what they take. */
   rowsPerMessageMax: 2 ** 18,
   rowBytesMax: 2 ** 28,

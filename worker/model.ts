@@ -29,6 +29,7 @@ import { asRows, countOf, fieldTensors, namedTensors, read, tensorsOf } from './
 import { drawNoise, withSeed } from './noise.ts';
 import { type ObjectiveTrial, tryObjective } from './objective.ts';
 import type { PretrainedMatch } from './pretrained/pretrained.ts';
+import { mustBeKeys } from './rows/keys-in-data.ts';
 import { type ModelRows, RowsOnDevice } from './rows/model-rows.ts';
 import type { PlacedMinibatch } from './rows/places.ts';
 import { type Tensor, tf } from './tf.ts';
@@ -188,6 +189,8 @@ export async function buildModel(
       const examples = spreadRows(prepared.train.count);
       const sample = await collect(prepared, 'train', examples);
       if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
+      // A function of the experiment may make ids of what the data have.
+      if (rows && !changes) mustBeKeys(rows.bindings, rows.shapes, prepared);
       // What training would stop at is told before it begins.
       const trained = changes
         ? await changed(sample, given, data, { ...changes, training: true, seed: 0 })

@@ -109,9 +109,13 @@ function uniqueIds(
   const all = new Uint32Array(columns.reduce((sum, { values }) => sum + values.length, 0));
   let count = 0;
   for (const { name, maskZero, values } of columns) {
+    const isWhole = values instanceof Int32Array;
+    const most = isWhole ? idsMax : Math.min(idsMax, LIMITS.floatIdsMax);
     for (let i = 0; i < values.length; i++) {
       const id = values[i]!;
-      if (!Number.isInteger(id) || id >= idsMax) throw noId(id, name, idsMax, tables);
+      if (!Number.isInteger(id) || id >= most) {
+        throw noId(id, `field '${name}'`, { idsMax, isWhole, tables });
+      }
       if (id < 0 || (maskZero && id === 0)) continue;
       all[count++] = id;
     }
@@ -152,8 +156,32 @@ function placesOf(
   return places;
 }
 
-const noId = (id: number, field: string, idsMax: number, tables: readonly string[]) =>
-  new DownpourError(
-    'DP_EXPERIMENT_INVALID',
-    `field '${field}' has ${id}, which is no id of table '${tables.join("', '")}': ids are whole numbers from 0 to ${idsMax - 1}, and negative ones are padding${Number.isInteger(id) ? `; set rows of the table to ${id + 1} or more, or to 'hash'` : ''}`,
+/**
+ * @param id null: some number that is not whole @param where the field, and its row if that is known
+ * @param rules - `isWhole`: the field is int32; float32 does not keep large ids apart
+ */
+export function noId(
+  id: number | null,
+  where: string,
+  rules: { readonly idsMax: number; readonly isWhole: boolean; readonly tables: readonly string[] },
+): DownpourError {
+  const { idsMax, isWhole, tables } = rules;
+  const name = tables.join("', '");
+  const isRounded = id !== null && Number.isInteger(id) && id < idsMax && !isWhole;
+  if (isRounded) {
+    return invalid(
+      `${where} has the id ${id} of table '${name}', but its numbers are float32, which keeps whole numbers apart below ${LIMITS.floatIdsMax} only. Give the ids as an Int32Array in a field with a name: inputs: { town: { values, shape } }`,
+    );
+  }
+  const isTooLarge = id !== null && Number.isInteger(id);
+  const advice = !isTooLarge
+    ? ''
+    : id < LIMITS.rowIdsMax
+      ? `; set rows of the table to ${id + 1} or more, or to 'hash'`
+      : `; number the ids from 0 on, or take a hash of each that is below ${LIMITS.rowIdsMax}`;
+  return invalid(
+    `${where} has ${id ?? 'a number that is not whole'}, which is no id of table '${name}': ids are whole numbers from 0 to ${idsMax - 1}, and negative ones are padding${advice}`,
   );
+}
+
+const invalid = (message: string) => new DownpourError('DP_EXPERIMENT_INVALID', message);
