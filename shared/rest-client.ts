@@ -45,8 +45,12 @@ export interface RestClient {
   /** All runs but archived ones, as the server orders them. */
   runs(which?: WhichRuns): Promise<RunSummary[]>;
   run(id: string): Promise<RunDetail>;
-  stop(id: string): Promise<RunSummary>;
-  resume(id: string): Promise<RunSummary>;
+  /**
+   * Resolves when the checkpoint is on disk. A large model on a slow disk takes its time: this, and all others that wait for
+   * a disk, wait as long as the server answers that it is alive.
+   */
+  stop(id: string, waiting?: Waiting): Promise<RunSummary>;
+  resume(id: string, waiting?: Waiting): Promise<RunSummary>;
   /** Names, tags, notes or archives a run. */
   editRun(id: string, edit: EditRun): Promise<RunSummary>;
   /** Removes a run with its files. @param force also one that is being trained. */
@@ -82,6 +86,9 @@ export interface RestClient {
   tellStudy(name: string, report: StudyReport): Promise<StudySummary>;
   removeStudy(name: string): Promise<void>;
 }
+
+/** Called again and again while there is no answer. @param seconds since the request */
+export type Waiting = (seconds: number) => void;
 
 /** Which runs a list has; absent: all but archived ones. A server of an older release refuses these fields. */
 export interface WhichRuns {
@@ -131,7 +138,8 @@ export function createRestClient(options: RestClientOptions): RestClient {
     health: () => requests.json('GET', '/health'),
     status: (limit, which = {}) => requests.json('GET', `/status${query({ limit, ...which })}`),
     timeline: () => requests.json('GET', '/timeline'),
-    createRun: (run) => requests.json('POST', '/runs', run),
+    // A fork waits for a checkpoint of the other run.
+    createRun: (run) => requests.json('POST', '/runs', run, { isLong: true }),
     async runs(which = {}) {
       const runs: RunSummary[] = [];
       for (let after: string | undefined; ; ) {
@@ -143,9 +151,9 @@ export function createRestClient(options: RestClientOptions): RestClient {
       }
     },
     run: (id) => requests.json('GET', of(id)),
-    stop: (id) => requests.json('POST', of(id, '/stop')),
-    resume: (id) => requests.json('POST', of(id, '/resume')),
-    checkpoint: (id) => requests.json('POST', of(id, '/checkpoint')),
+    stop: (id, waiting) => requests.whenWritten(of(id, '/stop'), waiting),
+    resume: (id, waiting) => requests.whenWritten(of(id, '/resume'), waiting),
+    checkpoint: (id) => requests.whenWritten(of(id, '/checkpoint')),
     test: (id) => requests.json('POST', of(id, '/test')),
     metrics: (id, points) =>
       requests.json('GET', of(id, `/metrics${points === undefined ? '' : `?points=${points}`}`)),
@@ -166,7 +174,7 @@ export function createRestClient(options: RestClientOptions): RestClient {
       requests.json('PUT', `/studies/${encodeURIComponent(name)}`, report),
     editRun: (id, edit) => requests.json('PATCH', of(id), edit),
     async removeRun(id, force = false) {
-      await requests.send('DELETE', of(id, force ? '?force=true' : ''));
+      await requests.send('DELETE', of(id, force ? '?force=true' : ''), { isLong: true });
     },
     async removeStudy(name) {
       await requests.send('DELETE', `/studies/${encodeURIComponent(name)}`);
@@ -176,6 +184,13 @@ export function createRestClient(options: RestClientOptions): RestClient {
     sendBundle: (sha256, content) => requests.json('PUT', `/bundles/${sha256}`, content),
     bundle: (sha256) => requests.inTurn('GET', (url) => requests.file(url, `/bundles/${sha256}`)),
   };
+}
+
+interface RequestHow {
+  readonly body?: unknown;
+  /** The answer waits for a disk. */
+  readonly isLong?: boolean;
+  readonly waiting?: Waiting | undefined;
 }
 
 type HttpMethod = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
@@ -222,11 +237,32 @@ class Requests {
     }
   }
 
-  send(method: HttpMethod, path: string, body?: unknown): Promise<Response> {
-    return this.inTurn(method, (url) => this.#ask(url, method, path, body));
+  send(method: HttpMethod, path: string, how: RequestHow = {}): Promise<Response> {
+    return this.inTurn(method, (url) => this.#ask(url, method, path, how));
   }
 
-  async #ask(url: string, method: HttpMethod, path: string, body?: unknown): Promise<Response> {
+  /**
+   * A request that is answered when a checkpoint is on disk. It does the same when it is repeated, so it is: Node.js gives
+   * up any request after five minutes.
+   */
+  async whenWritten<T>(path: string, waiting?: Waiting): Promise<T> {
+    const since = performance.now();
+    const told = waiting && (() => waiting(Math.round((performance.now() - since) / 1000)));
+    for (;;) {
+      try {
+        return await this.json<T>('POST', path, undefined, { isLong: true, waiting: told });
+      } catch (error) {
+        if (!isGivenUp(error)) throw error;
+      }
+    }
+  }
+
+  async #ask(
+    url: string,
+    method: HttpMethod,
+    path: string,
+    { body, isLong = false, waiting }: RequestHow,
+  ): Promise<Response> {
     // A large body may take as long as the server waits for it.
     const answerMs = isBytes(body) ? Math.max(this.#timeoutMs, LIMITS.requestMs) : this.#timeoutMs;
     const asked: RequestInit = {
@@ -240,10 +276,15 @@ class Requests {
     };
     let response: Response;
     try {
-      response = await this.#patiently(() => {
-        const stopped: AbortSignal[] = [AbortSignal.timeout(answerMs)];
+      response = await this.#patiently(async () => {
+        const silence = isLong ? this.#whileAlive(url, waiting) : null;
+        const stopped = [silence?.signal ?? AbortSignal.timeout(answerMs)];
         if (this.#signal) stopped.push(this.#signal);
-        return this.#fetch(url + path, { ...asked, signal: AbortSignal.any(stopped) });
+        try {
+          return await this.#fetch(url + path, { ...asked, signal: AbortSignal.any(stopped) });
+        } finally {
+          silence?.end();
+        }
       });
     } catch (error) {
       this.#signal?.throwIfAborted();
@@ -251,6 +292,33 @@ class Requests {
     }
     if (response.ok) return response;
     throw await failure(response, method, path);
+  }
+
+  /** Asks a server again and again whether it is there. @returns a signal that is aborted when it is not. */
+  #whileAlive(url: string, waiting: Waiting | undefined): { signal: AbortSignal; end(): void } {
+    const silence = new AbortController();
+    let isOver = false;
+    let waitedMs = 0;
+    const look = async () => {
+      waitedMs += this.#timeoutMs;
+      try {
+        const signal = AbortSignal.timeout(this.#timeoutMs);
+        const answer = await this.#fetch(`${url}/health`, { redirect: 'error', signal });
+        await answer.body?.cancel();
+      } catch {
+        silence.abort(new DOMException('', 'TimeoutError'));
+        return;
+      }
+      if (isOver) return;
+      waiting?.(waitedMs / 1000);
+      timer = setTimeout(() => void look(), this.#timeoutMs);
+    };
+    let timer = setTimeout(() => void look(), this.#timeoutMs);
+    const end = () => {
+      isOver = true;
+      clearTimeout(timer);
+    };
+    return { signal: silence.signal, end };
   }
 
   /** A server that is asked too much says when to ask again; it has done nothing meanwhile. */
@@ -276,8 +344,13 @@ class Requests {
     );
   }
 
-  async json<T>(method: HttpMethod, path: string, body?: unknown): Promise<T> {
-    const response = await this.send(method, path, body);
+  async json<T>(
+    method: HttpMethod,
+    path: string,
+    body?: unknown,
+    how: RequestHow = {},
+  ): Promise<T> {
+    const response = await this.send(method, path, { ...how, body });
     let text: string;
     try {
       text = await response.text();
@@ -333,6 +406,16 @@ function query(fields: Readonly<Record<string, string | number | boolean | undef
 }
 
 /** Nothing has been done yet, or it can be asked twice. */
+/** Node.js waits for no answer longer than five minutes, whatever the signal says. */
+function isGivenUp(error: unknown): boolean {
+  let cause: unknown = error;
+  while (cause instanceof Error) {
+    if ((cause as { code?: unknown }).code === 'UND_ERR_HEADERS_TIMEOUT') return true;
+    cause = cause.cause;
+  }
+  return false;
+}
+
 function isForAnother(error: unknown, method: string): boolean {
   const code = errorCode(error);
   if (code === 'DP_STANDBY') return true;

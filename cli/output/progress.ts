@@ -381,6 +381,10 @@ export function unwrittenText({ step, checkpoint }: RunSummary, why: string): st
   return `a restart of the server would go back from step ${groups(step)} to ${from}: ${why}`;
 }
 
+/** A command that is stopped by Ctrl-C loses nothing: the server goes on writing. */
+export const waitingText = (run: string, seconds: number) =>
+  `the server is still writing the checkpoint of run ${run}, since ${seconds} s`;
+
 /** What came of a divergence. */
 export function rollbackLine({ step, to, learningRate, reason }: Rollback): string {
   const where =

@@ -4,7 +4,13 @@ import { isOver } from '../../shared/phases.ts';
 import type { RunDetail } from '../../shared/rest.ts';
 import type { RestClient } from '../../shared/rest-client.ts';
 import { failureText } from '../../shared/text.ts';
-import { groups, type Progress, rollbackLine, unwrittenText } from '../output/progress.ts';
+import {
+  groups,
+  type Progress,
+  rollbackLine,
+  unwrittenText,
+  waitingText,
+} from '../output/progress.ts';
 import type { Pool } from '../workers/pool.ts';
 
 /** How a run is watched from its start to its end, by a command or by a program. */
@@ -51,7 +57,7 @@ export async function followRun(
         const before = await client.run(id);
         if (!isOver(before.phase)) {
           cut = true;
-          await client.stop(id);
+          await client.stop(id, (seconds) => progress.note(waitingText(id, seconds)));
         }
       }
       const [detail, workers] = await Promise.all([client.run(id), client.workers(id)]);

@@ -15,6 +15,7 @@ import {
   print,
   printJson,
   type RunCommandOptions,
+  tell,
   untilInterrupted,
 } from '../options.ts';
 import {
@@ -26,6 +27,7 @@ import {
   runFacts,
   sparkLine,
   table,
+  waitingText,
   workerLine,
 } from '../output/progress.ts';
 import { studyNamed } from '../trained/trials.ts';
@@ -342,7 +344,8 @@ function labelLines({ id, name, tags = [], note, archived }: RunSummary): string
 
 /** `downpour stop <run>` */
 export async function stopCommand(run: string, options: OneRunOptions): Promise<void> {
-  const summary = await withServer(options, run, false, (client) => client.stop(run));
+  const waiting = (seconds: number) => tell(waitingText(run, seconds));
+  const summary = await withServer(options, run, false, (client) => client.stop(run, waiting));
   if (options.json) return printJson(summary);
   print(`${summary.id}: ${summary.phase} at step ${groups(summary.step)}`);
   if (summary.checkpoint) print(`checkpoint: ${summary.checkpoint.file}`);

@@ -35,6 +35,7 @@ import {
   fourDigits,
   groups,
   type Progress,
+  waitingText,
 } from '../output/progress.ts';
 import { writtenCheckpoints } from '../trained/checkpoint-copy.ts';
 import { runsAndTrials } from '../trained/trials.ts';
@@ -139,10 +140,11 @@ export async function resumeCommand(
   id: string | undefined,
   options: FollowOptions,
 ): Promise<number> {
-  return conduct(options, async (client) => {
+  return conduct(options, async (client, progress) => {
     const run = await client.run(id ?? (await newestUnfinished(client)));
     if (options.workers > 0 && !options.detach) await mustHaveExperiment(run, options);
-    return isOver(run.phase) ? client.resume(run.id) : run;
+    const waiting = (seconds: number) => progress.note(waitingText(run.id, seconds));
+    return isOver(run.phase) ? client.resume(run.id, waiting) : run;
   });
 }
 

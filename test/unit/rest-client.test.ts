@@ -1,4 +1,4 @@
-import { describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { createRestClient } from '../../shared/rest-client.ts';
 
 describe('the REST client of a primary and its standby', () => {
@@ -61,5 +61,72 @@ describe('the REST client of a primary and its standby', () => {
       message: expect.stringContaining(`no server at ${PRIMARY}`),
     });
     expect(asked).toEqual([`${STANDBY}/status`, `${PRIMARY}/status`]);
+  });
+});
+
+describe('a request that is answered when a checkpoint is on disk', () => {
+  beforeEach(() => vi.useFakeTimers());
+  afterEach(() => vi.useRealTimers());
+  const SERVER = 'http://only:1';
+
+  /** A server that answers a stop after so long, and is asked meanwhile whether it is there. */
+  function slow(answerMs: number, health: () => Promise<Response>) {
+    const asked: string[] = [];
+    const answer = (input: string | URL | Request, init?: RequestInit): Promise<Response> => {
+      const { pathname } = new URL(String(input));
+      asked.push(pathname);
+      if (pathname === '/health') return health();
+      return new Promise((resolve, reject) => {
+        init?.signal?.addEventListener('abort', () => reject(init.signal!.reason));
+        setTimeout(() => resolve(Response.json({ id: 'large' })), answerMs);
+      });
+    };
+    const told: number[] = [];
+    const client = createRestClient({ server: SERVER, fetch: answer, timeoutMs: 10_000 });
+    return { client, asked, told, waiting: (seconds: number) => void told.push(seconds) };
+  }
+
+  test('waits for minutes while the server is there, and says for how long', async () => {
+    const { client, told, waiting } = slow(95_000, async () => Response.json({}));
+    const stopped = client.stop('large', waiting);
+    await vi.advanceTimersByTimeAsync(94_000);
+    expect(told).toEqual([10, 20, 30, 40, 50, 60, 70, 80, 90]);
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(await stopped).toEqual({ id: 'large' });
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(told).toHaveLength(9);
+  });
+
+  test('ends when the server is gone', async () => {
+    const { client } = slow(1e9, async () => {
+      throw new TypeError('fetch failed');
+    });
+    const stopped = client.resume('large').catch((error: unknown) => error);
+    await vi.advanceTimersByTimeAsync(10_001);
+    expect(await stopped).toMatchObject({ code: 'DP_SERVER_UNREACHABLE' });
+  });
+
+  test('is repeated when Node.js gives it up', async () => {
+    let tries = 0;
+    const client = createRestClient({
+      server: SERVER,
+      fetch: async () => {
+        if (++tries < 3) {
+          const cause = Object.assign(new Error('late'), { code: 'UND_ERR_HEADERS_TIMEOUT' });
+          throw new TypeError('fetch failed', { cause });
+        }
+        return Response.json({ id: 'large' });
+      },
+    });
+    expect(await client.checkpoint('large')).toEqual({ id: 'large' });
+    expect(tries).toBe(3);
+  });
+
+  test('no other request asks whether the server is there', async () => {
+    const { client, asked } = slow(20_000, async () => Response.json({}));
+    const answer = client.run('large');
+    await vi.advanceTimersByTimeAsync(20_000);
+    await answer;
+    expect(asked).toEqual(['/runs/large']);
   });
 });
