@@ -21,8 +21,9 @@ export interface SampleOptions extends PredictorOptions {
 }
 
 export async function sampleCommand(what: string, options: SampleOptions): Promise<void> {
-  const interruption = untilInterrupted();
   const predictor = await openPredictor(what, options);
+  // Before, Ctrl-C ends it at once.
+  const interruption = untilInterrupted();
   try {
     const model = languageModelOf(predictor);
     const { prompt, length, temperature, top = null } = options;

@@ -27,8 +27,9 @@ const EXAMPLES_MAX = 10_000;
 const BODY_BYTES_MAX = 64 * 2 ** 20;
 
 export async function serveModelCommand(what: string, options: ServeModelOptions): Promise<void> {
-  const interruption = untilInterrupted();
   const predictor = await openPredictor(what, options);
+  // Before, Ctrl-C ends it at once.
+  const interruption = untilInterrupted();
   const app = await modelApp(predictor);
   try {
     const url = await app.listen({ host: options.host, port: options.port }).catch((cause) => {

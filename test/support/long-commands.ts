@@ -7,6 +7,7 @@ import {
   rmSync,
   unwatchFile,
   watchFile,
+  writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
@@ -23,12 +24,35 @@ const RUN = 'cars';
 const OF_RUN = ['--state', '.downpour', '--engine', 'wasm'];
 const LAST = ['--kind', 'last'];
 
+/** Which character follows in a text: classes, of which `refuse` and `sample` speak. It trains for a second. */
+const TALE = 'tale.ts';
+const TALE_SOURCE = `import { defineExperiment } from 'downpour';
+import { textWindows } from 'downpour/text';
+
+const shares = { validationFraction: 0.2, testFraction: 0.2 };
+export default defineExperiment({
+  data: () => textWindows({ file: 'data/auto-mpg.csv', window: 16, ...shares }),
+  model: ({ tf, classCount }) =>
+    tf.sequential({
+      layers: [
+        tf.layers.embedding({ inputDim: classCount, outputDim: 8, inputLength: 16 }),
+        tf.layers.dense({ units: classCount }),
+      ],
+    }),
+  loss: 'softmaxCrossEntropy',
+  config: { learningRate: 0.1, epochsMax: 1, testAtEnd: false },
+});
+`;
+
 export interface LongCommand {
   readonly args: readonly string[];
-  /** It prints this when its work has begun; `state`: it has opened the state folder, and has nothing to say of it. */
-  readonly works: RegExp | 'state';
-  /** It needs the run that `train` left, in a copy of its folder. */
-  readonly uses?: 'train';
+  /**
+   * It prints this when its work has begun; `state`: it has opened the state folder, and has nothing to say of it; `ends`: it
+   * ends without Ctrl-C, and others use the run that it leaves.
+   */
+  readonly works: RegExp | 'state' | 'ends';
+  /** It needs the run that this command left, in a copy of its folder. */
+  readonly uses?: 'train' | 'train to the end';
   /** What it ends with after Ctrl-C: 130, or 0 where Ctrl-C is how it is meant to end. */
   readonly code: number;
   /** Whether it trains here: then each run of its state folder has a checkpoint afterwards. */
@@ -106,6 +130,23 @@ export const LONG_COMMANDS: Readonly<Record<string, LongCommand>> = {
     args: ['export', RUN, '--to', 'exported', '--format', 'tfjs', ...LAST, '--state', '.downpour'],
     ...{ works: 'state', code: 130, uses: 'train' },
   },
+  'train to the end': {
+    args: ['train', TALE, '--run', 'tale', ...LOCAL],
+    ...{ works: 'ends', code: 0, trains: true, says: /tale finished/ },
+  },
+  test: {
+    args: ['test', 'tale', ...LOCAL],
+    ...{ works: /run tale: watch it/, code: 130, uses: 'train to the end' },
+  },
+  refuse: {
+    args: ['refuse', TALE, '--run', 'tale', ...OF_RUN],
+    ...{ works: 'state', code: 130, uses: 'train to the end' },
+  },
+  sample: {
+    args: ['sample', 'tale', '--length', '100000', ...OF_RUN],
+    works: /writes the same text again/,
+    ...{ code: 130, uses: 'train to the end' },
+  },
   'status --watch': {
     args: ['status', '--watch', '--server', 'http://127.0.0.1:9'],
     works: /trying again/,
@@ -144,6 +185,7 @@ export async function interrupt(
 ): Promise<Interrupted> {
   mkdirSync(folder, { recursive: true });
   cpSync(join(EXAMPLES, EXPERIMENT), join(folder, EXPERIMENT));
+  writeFileSync(join(folder, TALE), TALE_SOURCE);
   cpSync(join(EXAMPLES, 'data'), join(folder, 'data'), { recursive: true });
   // A copied folder has that of the server that was there.
   const address = join(folder, '.downpour', '.owner', 'address.json');
@@ -161,7 +203,7 @@ export async function interrupt(
   const working = new Promise<void>((done) => {
     const hear = (chunk: Buffer) => {
       text += chunk;
-      if (works !== 'state' && works.test(text)) done();
+      if (works instanceof RegExp && works.test(text)) done();
     };
     if (works === 'state')
       watchFile(address, { interval: 20 }, ({ mtimeMs }) => {

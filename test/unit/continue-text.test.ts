@@ -104,6 +104,14 @@ describe('a text that is continued', () => {
     }
     expect(pieces).toHaveLength(3);
   });
+
+  test('leaves others their turn: Ctrl-C is heard while a model answers without waiting', async () => {
+    const { model } = pairs(text, 'words', 4);
+    const stopping = new AbortController();
+    setImmediate(() => stopping.abort());
+    const pieces = await written(model, { length: 100, signal: stopping.signal });
+    expect(pieces.length).toBeLessThan(3);
+  });
 });
 
 describe('a token that is drawn', () => {

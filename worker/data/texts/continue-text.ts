@@ -1,5 +1,6 @@
 import { type Random, random, STREAMS } from '../../../shared/random.ts';
 import type { TextReading } from '../../../shared/reading.ts';
+import { nextTurn } from '../../turn.ts';
 import type { Tokenizer } from './vocabulary.ts';
 
 /** Texts of a language model, token by token. */
@@ -82,7 +83,10 @@ export async function* continueText(
   const given = [...tokenizer.encode(prompt)];
   const tokens = given.length > 0 ? given : [firstToken(model)];
   let shown = tokens.length;
-  for (let i = 0; i < length && !signal.aborted; i++) {
+  for (let i = 0; i < length; i++) {
+    // An engine may answer without waiting for anything; then nobody else, such as Ctrl-C, would have a turn.
+    await nextTurn();
+    if (signal.aborted) return;
     const window = Int32Array.from(tokens.slice(-reading.length));
     tokens.push(drawToken(await model.next(window), { ...how, banned }, draw));
     const from = Math.max(given.length > 0 ? 0 : 1, shown - SHOWN_BEFORE);
