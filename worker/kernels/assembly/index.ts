@@ -262,6 +262,31 @@ export function lstm_forward(
 }
 
 /**
+ * Begins a row of a step backward: its dh gets dy, if there is one. A row that is masked hands dh on as it is, and has no dz.
+ * @returns how many units are to be computed: all or none.
+ */
+@inline
+function begin(
+  dz: usize,
+  dh: usize,
+  dy: usize,
+  mask: usize,
+  row: i32,
+  H: i32,
+  gates: usize,
+): i32 {
+  if (dy != 0) {
+    for (let j = 0; j < H; j += 4) {
+      const at = <usize>j << 2;
+      write(dh + at, f32x4.add(read(dh + at, H - j), read(dy + at, H - j)), H - j);
+    }
+  }
+  if (mask == 0 || load<f32>(mask + (<usize>row << 2)) != 0) return H;
+  memory.fill(dz, 0, (<usize>H << 2) * gates);
+  return 0;
+}
+
+/**
  * @param dh in: by the new h, from the step after; out: what a masked row hands on, 0 else.
  * @param dc in: by the new c; out: by the c before. @param dy by the output of this step; 0: none.
  */
@@ -282,17 +307,11 @@ export function lstm_backward(
   const width = <usize>H << 2;
   const zero = f32x4.splat(0);
   for (let row = 0; row < B; row++) {
-    const counts = mask == 0 || load<f32>(mask + (<usize>row << 2)) != 0;
-    for (let j = 0; j < H; j += 4) {
+    const units = begin(dz, dh, dy, mask, row, H, 4);
+    for (let j = 0; j < units; j += 4) {
       const left = H - j;
       const at = <usize>j << 2;
-      let d = read(dh + at, left);
-      if (dy != 0) d = f32x4.add(d, read(dy + at, left));
-      if (!counts) {
-        write(dh + at, d, left);
-        for (let k: usize = 0; k < 4; k++) write(dz + width * k + at, zero, left);
-        continue;
-      }
+      const d = read(dh + at, left);
       const i = read(gates + at, left);
       const f = read(gates + width + at, left);
       const g = read(gates + width * 2 + at, left);
@@ -389,19 +408,12 @@ export function gru_backward(
   hard: bool,
 ): void {
   const width = <usize>H << 2;
-  const zero = f32x4.splat(0);
   for (let row = 0; row < B; row++) {
-    const counts = mask == 0 || load<f32>(mask + (<usize>row << 2)) != 0;
-    for (let j = 0; j < H; j += 4) {
+    const units = begin(dz, dh, dy, mask, row, H, 3);
+    for (let j = 0; j < units; j += 4) {
       const left = H - j;
       const at = <usize>j << 2;
-      let d = read(dh + at, left);
-      if (dy != 0) d = f32x4.add(d, read(dy + at, left));
-      if (!counts) {
-        write(dh + at, d, left);
-        for (let k: usize = 0; k < 3; k++) write(dz + width * k + at, zero, left);
-        continue;
-      }
+      const d = read(dh + at, left);
       const u = read(gates + at, left);
       const g = read(gates + width * 2 + at, left);
       const straight = f32x4.mul(d, u);
