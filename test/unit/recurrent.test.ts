@@ -90,6 +90,48 @@ function expectClose(ours: readonly Tensor[], theirs: readonly Tensor[]): void {
   }
 }
 
+const TABLE = 'multiplies a table that is smaller than the minibatch instead of the rows looked up';
+
+/** Compares an embedding with a recurrent layer behind it. */
+async function agreeOnTables(): Promise<void> {
+  for (const [kind, more] of [
+    ['lstm', { goBackwards: true }],
+    ['gru', {}],
+    ['simpleRNN', { useBias: false }],
+    ['resetAfterGru', {}],
+  ] as const) {
+    // Twelve ids: of five rows, which is small, and of seven, which is not.
+    for (const inputDim of [5, 7]) {
+      const embedding = tf.layers.embedding({ inputDim, outputDim: 2, inputLength: 4 });
+      const args = { units: 3, recurrentInitializer: 'glorotUniform', ...more } as never;
+      const recurrent = (
+        kind === 'resetAfterGru' ? layers.resetAfterGru(args) : tf.layers[kind as 'lstm'](args)
+      ) as Layer;
+      const model = tf.sequential({ layers: [embedding as never, recurrent] });
+      const ids = tf.tensor2d([0, 1, 4, 4, 2, 0, 3, 1, 1, 1, 0, 4], [3, 4]);
+      const weights = model.trainableWeights.map((weight) => weight.read() as Variable);
+      const computedBy = (apply: () => Tensor) => {
+        const { value, grads } = tf.variableGrads(
+          () => tf.sum(tf.mul(apply(), values([3, 3], 1))) as never,
+          weights,
+        );
+        return [value as Tensor, ...weights.map(({ name }) => grads[name]!)];
+      };
+      const expected = computedBy(() => model.apply(ids) as Tensor);
+      const { part } = layersPart(model);
+      const { kernels } = await tf.profile(() => {
+        expectClose(
+          computedBy(() => part.apply(ids, true, drawNoise) as Tensor),
+          expected,
+        );
+        return tf.scalar(0);
+      });
+      const firstProduct = kernels.find(({ name }) => name === 'BatchMatMul')!;
+      expect(firstProduct.inputShapes[0]).toEqual([inputDim === 5 ? 5 : 12, 2]);
+    }
+  }
+}
+
 describe.each(['cpu', 'wasm'] as const)(
   'a recurrent layer whose steps are one operation, on %s',
   (engine) => {
@@ -279,6 +321,8 @@ describe.each(['cpu', 'wasm'] as const)(
       }
     });
 
+    test(TABLE, agreeOnTables);
+
     test('leaves no tensors behind', () => {
       const layer = tf.layers.lstm({ units: 2, recurrentInitializer: 'glorotUniform' }) as Layer;
       adaptRecurrent(layer, { noise: drawNoise });
@@ -310,12 +354,55 @@ test('several layers that have their states as inputs compute in one model, over
   }
 });
 
+test('a mask reaches the layers behind it, and no other branch of the model', async () => {
+  await openEngine({ engine: 'cpu' });
+  const args = { units: 3, recurrentInitializer: 'glorotUniform' } as const;
+  const masked = tf.input({ shape: [4] });
+  const plain = tf.input({ shape: [4, 2] });
+  const embedding = tf.layers.embedding({ inputDim: 5, outputDim: 2, maskZero: true });
+  const [first, second, inner] = [0, 1, 2].map(() => tf.layers.lstm(args) as Layer) as [
+    Layer,
+    Layer,
+    Layer,
+  ];
+  const both = tf.layers.bidirectional({ layer: tf.layers.gru(args) as never, mergeMode: 'sum' });
+  const within = tf.sequential({
+    layers: [tf.layers.dropout({ rate: 0.5, inputShape: [4, 2] }), inner as never],
+  });
+  const rows = embedding.apply(masked);
+  const outputs = [
+    first.apply(rows),
+    second.apply(plain),
+    both.apply(plain),
+    within.apply(plain),
+    within.apply(rows),
+  ];
+  const model = tf.model({ inputs: [masked, plain], outputs: outputs as never });
+  const ids = tf.tensor2d([1, 2, 0, 0, 3, 0, 0, 0, 1, 2, 3, 4], [3, 4]);
+  const x = values([3, 4, 2], 1);
+  const mask = tf.notEqual(ids, 0);
+  const lookedUp = embedding.apply(ids) as Tensor;
+  const alone = [
+    first.call(lookedUp, { mask }),
+    second.call(x, {}),
+    both.call(x as never, {}),
+    inner.call(x, {}),
+    inner.call(lookedUp, { mask }),
+  ] as Tensor[];
+  const { part } = layersPart(model);
+  for (let i = 0; i < 2; i++) {
+    expectClose(part.apply([ids, x], false, drawNoise) as Tensor[], alone);
+  }
+});
+
 describe.skipIf(readEngine(engineFolder('cpu')) === null)(
   "an LSTM on the native engine, whose steps backward are TensorFlow's own operation (needs: downpour engine install)",
   () => {
     beforeAll(async () => {
       await openEngine({ engine: 'native', threads: 1 });
     });
+
+    test(TABLE, agreeOnTables);
 
     test.each([
       ['its last output', {}, {}],

@@ -2,6 +2,7 @@ import { nearest } from '../../shared/spelling.ts';
 import { isNoisy } from '../layers.ts';
 import { drawNoise, type NoiseSource } from '../noise.ts';
 import { adaptRecurrent } from '../recurrent/adapt.ts';
+import { adaptEmbedding } from '../recurrent/looked-up.ts';
 import { type RowLookup, RowsLayer } from '../rows/layer.ts';
 import type { RowBinding } from '../rows/places.ts';
 import {
@@ -12,6 +13,7 @@ import {
   tf,
   type Variable,
 } from '../tf.ts';
+import { keepArgumentsApart } from './arguments.ts';
 import { type DataShape, inputsOf, invalid, targetsOf } from './data-shape.ts';
 import type { ModelPart, ModelWeight, OwnInstance } from './instance.ts';
 
@@ -58,10 +60,12 @@ export function layersPart(
   const trainableWeights = new Set(model.trainableWeights);
   const source: { noise: NoiseSource } = { noise: drawNoise };
   const foreign = isForeign(model);
+  keepArgumentsApart(model);
   for (const { layer, outer, path } of walkLayers(model)) {
     if (isLibraryClass(layer)) {
       adaptNoise(layer, source);
       adaptRecurrent(layer, source);
+      adaptEmbedding(layer);
     }
     if (outer !== layer) adaptNoise(outer, source);
     if (layer instanceof RowsLayer) layer.tensors = tensors;

@@ -2,6 +2,8 @@ import type { NoiseSource } from '../noise.ts';
 import { isLibraryClass, type Layer, type Tensor, tf } from '../tf.ts';
 import { ACTIVATIONS } from './activations.ts';
 import { gruCell, lstmCell, type RecurrentCell, resetAfterGruCell, simpleCell } from './cells.ts';
+import { lookedUpRows } from './looked-up.ts';
+import { cellOfEngine, inCellsPlaces } from './native.ts';
 import { recurrence } from './recurrence.ts';
 
 /**
@@ -40,13 +42,10 @@ interface RnnKwargs {
 }
 
 const LAYERS: ReadonlySet<string> = new Set(['LSTM', 'GRU', 'ResetAfterGRU', 'SimpleRNN', 'RNN']);
-/** These may have their initial states as further inputs. */
-const TAKES_STATES: ReadonlySet<string> = new Set([...LAYERS, 'Bidirectional', 'ConvLSTM2D']);
 
 /** @param source of dropout, which a recorded step is fed. */
 export function adaptRecurrent(layer: Layer, source: { readonly noise: NoiseSource }): void {
   if (!isLibraryClass(layer) || Object.hasOwn(layer, 'call')) return;
-  if (TAKES_STATES.has(layer.getClassName())) keepStatesApart(layer);
   if (layer.getClassName() === 'Bidirectional') {
     const { forwardLayer, backwardLayer } = layer as unknown as Record<string, Layer>;
     for (const each of [forwardLayer!, backwardLayer!]) adaptRecurrent(each, source);
@@ -62,20 +61,6 @@ export function adaptRecurrent(layer: Layer, source: { readonly noise: NoiseSour
     const x = Array.isArray(inputs) ? inputs[0]! : inputs;
     if (x.shape[1] === 0) return call(inputs, kwargs);
     return tf.tidy(() => run(rnn, cells, fused as RecurrentCell[], x, kwargs, source));
-  };
-}
-
-/**
- * A model that is applied gives all of its layers the same object of arguments, and a layer that finds its states among its
- * inputs writes them there: the next layer with states, or the next use of this one, then refuses the inputs of its own.
- */
-function keepStatesApart(layer: Layer): void {
-  if (Object.hasOwn(layer, 'apply')) return;
-  const apply = layer.apply.bind(layer);
-  layer.apply = (inputs, kwargs) => {
-    const own = { ...kwargs };
-    if (Array.isArray(inputs)) delete own.initialState;
-    return apply(inputs, own);
   };
 }
 
@@ -98,13 +83,15 @@ function run(
   const states: Tensor[] = [];
   let output = x;
   for (const [i, cell] of cells.entries()) {
-    const { stateCount } = fused[i]!;
+    const own = cellOfEngine(fused[i]!);
+    const { stateCount } = own;
     unread -= stateCount;
+    const dropped = draw(cell.dropout, [output.shape[0]!, output.shape[2]!]);
     const [sequence, ...after] = recurrence(
-      fused[i]!,
+      own,
       {
-        z: inputGates(cell, output, draw(cell.dropout, [output.shape[0]!, output.shape[2]!])),
-        weights: recurrentWeights(cell),
+        z: inputGates(cell, own, output, dropped),
+        weights: inCellsPlaces(recurrentWeights(cell), own),
         initial: initialState?.slice(unread, unread + stateCount) ?? null,
         mask,
         dropout: draw(cell.recurrentDropout, [x.shape[0]!, cell.units]),
@@ -124,15 +111,34 @@ function run(
 }
 
 /** x·W + b of all steps as one product, shape [T, B, gates]. @param x shape [B, T, D]. @param dropout [B, D]. */
-function inputGates(cell: LibraryCell, x: Tensor, dropout: Tensor | null): Tensor {
-  const { kernel, bias } = cell;
+function inputGates(
+  cell: LibraryCell,
+  fused: RecurrentCell,
+  x: Tensor,
+  dropout: Tensor | null,
+): Tensor {
   const [batch, steps, width] = x.shape as [number, number, number];
+  const kernel = inCellsPlaces(cell.kernel.read(), fused);
+  const bias = inputBias(cell);
+  const gates = (inputs: Tensor) => {
+    const product = tf.matMul(inputs, kernel);
+    return bias ? tf.add(product, inCellsPlaces(bias, fused)) : product;
+  };
+  const shape = [steps, batch, kernel.shape[1]!];
+  const rows = dropout ? null : lookedUpRows(x);
+  if (rows) {
+    const ids = tf.transpose(tf.cast(rows.ids, 'int32'), [1, 0]);
+    return tf.reshape(tf.gather(gates(rows.table), tf.reshape(ids, [steps * batch])), shape);
+  }
   const byTime = tf.transpose(x, [1, 0, 2]);
   const dropped = dropout ? tf.mul(byTime, dropout) : byTime;
-  const product = tf.matMul(tf.reshape(dropped, [steps * batch, width]), kernel.read());
-  const own = bias && (resetsAfter(cell) ? tf.slice(bias.read(), [0, 0], [1, -1]) : bias.read());
-  const z = own ? tf.add(product, own) : product;
-  return tf.reshape(z, [steps, batch, z.shape[1]!]);
+  return tf.reshape(gates(tf.reshape(dropped, [steps * batch, width])), shape);
+}
+
+function inputBias(cell: LibraryCell): Tensor | null {
+  const { bias } = cell;
+  if (!bias) return null;
+  return resetsAfter(cell) ? tf.slice(bias.read(), [0, 0], [1, -1]) : bias.read();
 }
 
 const resetsAfter = (cell: LibraryCell) => cell.getClassName() === 'ResetAfterGRUCell';

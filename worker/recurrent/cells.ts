@@ -12,6 +12,8 @@ export interface RecurrentCell {
   readonly gateCount: number;
   /** How the wasm engine has all of its steps at once; null: it does not. */
   readonly wasm: WasmCell | null;
+  /** The cell that the native engine computes instead; null: this one. */
+  readonly native: NativeCell | null;
   /**
    * @param z shape [B, G·H].
    * @param state at the step before; its first has been through recurrent dropout.
@@ -21,16 +23,23 @@ export interface RecurrentCell {
   step(z: Tensor, state: readonly Tensor[], weights: Tensor): CellStep;
   /**
    * @param dState of the loss by what `step` gave as `state`; only a later one may be null: it has no slope.
+   * @param transposed the weights, shape [G·H, H]: a product takes longer where it must transpose.
    * @param first nothing asks for the state before.
    */
   back(
     dState: readonly (Tensor | null)[],
     kept: readonly Tensor[],
-    weights: Tensor,
+    transposed: Tensor,
     first: boolean,
   ): CellBack;
   /** @param dz of all steps, shape [T, B, G·H]. @param kept of all steps. @returns shape [H, G·H]. */
   weightsGradient(dz: Tensor, kept: readonly (readonly Tensor[])[]): Tensor;
+}
+
+/** A cell whose step backward is an operation of TensorFlow. */
+export interface NativeCell extends RecurrentCell {
+  /** The place in `z` and in `weights` of each gate, in the order in which the layer has them. */
+  readonly places: readonly number[];
 }
 
 interface CellStep {
@@ -46,32 +55,53 @@ export interface CellBack {
 
 /** Long short-term memory without peepholes; the gates are input, forget, candidate, output (Deep Learning §10.10.1). */
 export function lstmCell(activation: Activation, gate: Activation): RecurrentCell {
+  const { tanh, sigmoid } = ACTIVATIONS;
+  const cell = lstmOf(activation, gate, LSTM_PLACES);
+  if (activation !== tanh || gate !== sigmoid) return cell;
+  const places = NATIVE_LSTM_PLACES;
+  return { ...cell, native: { ...lstmOf(activation, gate, places), places } };
+}
+
+/** The places of the gates input, forget, candidate, output. */
+const LSTM_PLACES = [0, 1, 2, 3];
+/** TensorFlow's own operation has the candidate before the gate to forget. */
+const NATIVE_LSTM_PLACES = [0, 2, 1, 3];
+
+function lstmOf(
+  activation: Activation,
+  gate: Activation,
+  places: readonly number[],
+): RecurrentCell {
+  // Two gates change places, so this reads them from their places and puts them there.
+  const inPlaces = (gates: readonly Tensor[]) => places.map((place) => gates[place]!) as FourGates;
   return {
     stateCount: 2,
     gateCount: 4,
     wasm: wasmCell('lstm', activation, gate),
+    native: null,
     step(z, [h, c], weights) {
-      const [zi, zf, zg, zo] = tf.split(tf.add(z, tf.matMul(h!, weights)), 4, 1) as FourGates;
+      const sum = tf.add(z, tf.matMul(h!, weights));
+      const [zi, zf, zg, zo] = inPlaces(tf.split(sum, 4, 1));
       const [i, f, g, o] = [gate.apply(zi), gate.apply(zf), activation.apply(zg), gate.apply(zo)];
       const next = tf.add(tf.mul(f, c!), tf.mul(i, g));
       const a = activation.apply(next);
       return { state: [tf.mul(o, a), next], kept: [h!, c!, i, f, g, o, a] };
     },
-    back([dh, dcNext], kept, weights, first) {
+    back([dh, dcNext], kept, transposed, first) {
       const [, c, i, f, g, o, a] = kept as Tensor[] as Seven;
       const through = activation.back(tf.mul(dh!, o), a);
       const dc = dcNext ? tf.add(dcNext, through) : through;
       const dz = tf.concat(
-        [
+        inPlaces([
           gate.back(tf.mul(dc, g), i),
           gate.back(tf.mul(dc, c), f),
           activation.back(tf.mul(dc, i), g),
           gate.back(tf.mul(dh!, a), o),
-        ],
+        ]),
         1,
       );
       if (first) return { dz, dState: null };
-      return { dz, dState: [tf.matMul(dz, weights, false, true), tf.mul(dc, f)] };
+      return { dz, dState: [tf.matMul(dz, transposed), tf.mul(dc, f)] };
     },
     weightsGradient: (dz, kept) => product(tf.stack(kept.map(([h]) => h!)), dz),
   };
@@ -82,16 +112,18 @@ export function lstmCell(activation: Activation, gate: Activation): RecurrentCel
  * TensorFlow.js (Cho et al. 2014; Deep Learning §10.10.2).
  */
 export function gruCell(activation: Activation, gate: Activation): RecurrentCell {
-  const parts = (weights: Tensor) => {
-    const [units, width] = weights.shape as [number, number];
-    return tf.split(weights, [2 * units, width - 2 * units], 1) as [Tensor, Tensor];
+  /** @param axis of the gates. */
+  const parts = (weights: Tensor, axis: 0 | 1) => {
+    const units = weights.shape[axis]! / 3;
+    return tf.split(weights, [2 * units, units], axis) as [Tensor, Tensor];
   };
   return {
     stateCount: 1,
     gateCount: 3,
     wasm: wasmCell('gru', activation, gate),
+    native: null,
     step(z, [h], weights) {
-      const [gateWeights, candidateWeights] = parts(weights);
+      const [gateWeights, candidateWeights] = parts(weights, 1);
       const units = h!.shape[1]!;
       const [zGates, zCandidate] = tf.split(z, [2 * units, units], 1) as [Tensor, Tensor];
       const gates = gate.apply(tf.add(zGates, tf.matMul(h!, gateWeights)));
@@ -101,17 +133,16 @@ export function gruCell(activation: Activation, gate: Activation): RecurrentCell
       const d = tf.sub(h!, g);
       return { state: [tf.add(g, tf.mul(u, d))], kept: [h!, gates, u, r, rh, g, d] };
     },
-    back([dh], kept, weights, first) {
+    back([dh], kept, transposed, first) {
       const [h, gates, u, r, , g, d] = kept as Tensor[] as Seven;
-      const [gateWeights, candidateWeights] = parts(weights);
+      const [byGates, byCandidate] = parts(transposed, 0);
       const straight = tf.mul(dh!, u);
       const dCandidate = activation.back(tf.sub(dh!, straight), g);
-      const drh = tf.matMul(dCandidate, candidateWeights, false, true);
+      const drh = tf.matMul(dCandidate, byCandidate);
       const dGates = gate.back(tf.concat([tf.mul(dh!, d), tf.mul(drh, h)], 1), gates);
       const dz = tf.concat([dGates, dCandidate], 1);
       if (first) return { dz, dState: null };
-      const byGates = tf.matMul(dGates, gateWeights, false, true);
-      return { dz, dState: [tf.addN([straight, tf.mul(drh, r), byGates])] };
+      return { dz, dState: [tf.addN([straight, tf.mul(drh, r), tf.matMul(dGates, byGates)])] };
     },
     weightsGradient(dz, kept) {
       const units = dz.shape[2]! / 3;
@@ -138,6 +169,7 @@ export function resetAfterGruCell(activation: Activation, gate: Activation): Rec
     stateCount: 1,
     gateCount: 3,
     wasm: null,
+    native: null,
     step(z, [h], weights) {
       const [own, bias] = parts(weights);
       const units = h!.shape[1]!;
@@ -153,7 +185,7 @@ export function resetAfterGruCell(activation: Activation, gate: Activation): Rec
         kept: [h!, gates, u, r, hCandidate, g, d],
       };
     },
-    back([dh], kept, weights, first) {
+    back([dh], kept, transposed, first) {
       const [, gates, u, r, hCandidate, g, d] = kept as Tensor[] as Seven;
       const straight = tf.mul(dh!, u);
       const dCandidate = activation.back(tf.sub(dh!, straight), g);
@@ -164,8 +196,8 @@ export function resetAfterGruCell(activation: Activation, gate: Activation): Rec
       const dz = tf.concat([dGates, dCandidate], 1);
       if (first) return { dz, dState: null };
       const byState = tf.concat([dGates, tf.mul(dCandidate, r)], 1);
-      const [own] = parts(weights);
-      return { dz, dState: [tf.add(straight, tf.matMul(byState, own, false, true))] };
+      const own = tf.slice(transposed, [0, 0], [-1, dh!.shape[1]!]);
+      return { dz, dState: [tf.add(straight, tf.matMul(byState, own))] };
     },
     weightsGradient(dz, kept) {
       const units = dz.shape[2]! / 3;
@@ -184,13 +216,14 @@ export function simpleCell(activation: Activation): RecurrentCell {
     stateCount: 1,
     gateCount: 1,
     wasm: null,
+    native: null,
     step(z, [h], weights) {
       const next = activation.apply(tf.add(z, tf.matMul(h!, weights)));
       return { state: [next], kept: [h!, next] };
     },
-    back([dh], [, next], weights, first) {
+    back([dh], [, next], transposed, first) {
       const dz = activation.back(dh!, next!);
-      return { dz, dState: first ? null : [tf.matMul(dz, weights, false, true)] };
+      return { dz, dState: first ? null : [tf.matMul(dz, transposed)] };
     },
     weightsGradient: (dz, kept) => product(tf.stack(kept.map(([h]) => h!)), dz),
   };

@@ -109,7 +109,8 @@ function gradients(
   const dzs: Tensor[] = [];
   const keptByTime: (readonly Tensor[])[] = [];
   const outputs = options.sequences ? times.length : 1;
-  const native = nativeLstmBackward(cell.wasm, weights, z.shape[1]!);
+  const native = 'places' in cell ? nativeLstmBackward(weights, z.shape[1]!) : null;
+  const transposed = native ? null : tf.transpose(weights);
   let dState: (Tensor | null)[] = Array.from(
     { length: cell.stateCount },
     (_, i) => (i > 0 && dys[outputs - 1 + i]) || null,
@@ -122,7 +123,7 @@ function gradients(
     const first = step === 0 && !initial;
     const back = native
       ? native(counted, kept[step]!, first)
-      : cell.back(counted, kept[step]!, weights, first);
+      : cell.back(counted, kept[step]!, transposed!, first);
     dzs[t] = back.dz;
     keptByTime[t] = kept[step]!;
     if (!back.dState) break;

@@ -1,6 +1,7 @@
 import { DownpourError } from '../../shared/errors.ts';
 import type { RowShape } from '../../shared/rows.ts';
 import { nearest } from '../../shared/spelling.ts';
+import { noteLookedUp } from '../recurrent/looked-up.ts';
 import {
   type Layer,
   type LayerArguments,
@@ -96,7 +97,9 @@ export class RowsLayer extends tf.layers.Layer {
       const flat = tf.gather(table, tf.reshape(places, [places.size]));
       const rows = tf.reshape(flat, [...places.shape, this.width]);
       if (this.combine === 'none') {
-        return weights ? tf.mul(rows, tf.expandDims(weights, -1)) : rows;
+        if (weights) return tf.mul(rows, tf.expandDims(weights, -1));
+        if (places.rank === 2) noteLookedUp(rows, table, given!);
+        return rows;
       }
       const isThere = tf.cast(tf.notEqual(places, tf.zerosLike(places)), 'float32');
       const parts = weights ? tf.mul(isThere, weights) : isThere;
