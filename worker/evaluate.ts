@@ -1,9 +1,10 @@
 import { measuredOf } from '../shared/message-fields.ts';
 import type { LeasePart } from '../shared/protocol.ts';
 import { mix } from '../shared/random.ts';
-import { rowSize } from './data/columns.ts';
+import { rowSize, sizeOf } from './data/columns.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { collect } from './data/stored.ts';
+import { dataShape, targetsOf } from './model/data-shape.ts';
 import type { Model } from './model.ts';
 import { nextTurn } from './turn.ts';
 
@@ -19,6 +20,11 @@ export interface EvaluationResult {
 /** Numbers of input and examples a batch may have; small enough for a CNN's activations. */
 const BATCH_NUMBERS = 2 ** 19;
 const BATCH_EXAMPLES = 512;
+/**
+ * Scores of classes that a batch may have. 512 windows of 50 words with 12,357 classes would be 1.3 GB for each operation of
+ * a softmax; 16 of them are 40 MB.
+ */
+const BATCH_SCORES = 2 ** 23;
 
 export interface EvaluateOptions {
   readonly signal?: AbortSignal;
@@ -135,7 +141,18 @@ export function batchSizeOf(prepared: PreparedData): number {
   const { inputs, fields = {} } = prepared.train;
   const all = [inputs, ...Object.values(fields)].reduce((sum, each) => sum + rowSize(each), 0);
   const size = Math.max(1, prepared.train.fields ? all : rowSize(inputs));
-  return Math.min(BATCH_EXAMPLES, Math.max(16, Math.floor(BATCH_NUMBERS / size)));
+  const most = Math.min(BATCH_NUMBERS / size, BATCH_SCORES / scoresOf(prepared));
+  return Math.min(BATCH_EXAMPLES, Math.max(16, Math.floor(most)));
+}
+
+/** Scores of classes that a model gives for one example; at least 1. */
+function scoresOf(prepared: PreparedData): number {
+  const data = dataShape(prepared);
+  const targets = data.fields.length > 0 ? targetsOf(data) : [{ ...data, shape: data.targetShape }];
+  const scores = targets.map(({ shape, classCount, shares }) =>
+    shares ? sizeOf(shape) : sizeOf(shape) * classCount,
+  );
+  return Math.max(1, ...scores);
 }
 
 /** Examples of a part. */

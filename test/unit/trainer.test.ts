@@ -4,9 +4,10 @@ import type { Lease, Work } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
 import type { PreparedData } from '../../worker/data/examples.ts';
 import { gather } from '../../worker/data/gather.ts';
+import { dataOf } from '../../worker/data/given.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
-import { evaluate } from '../../worker/evaluate.ts';
+import { batchSizeOf, evaluate } from '../../worker/evaluate.ts';
 import { minibatchSeed } from '../../worker/minibatches.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import { createTrainer } from '../../worker/trainer.ts';
@@ -326,6 +327,43 @@ describe('an evaluation', () => {
     const both = await evaluate(model, theta(1), large, 'validation', { alsoTraining: 4 });
     expect(both.examples).toBe(count);
     expect(both.metrics.trainingLoss).toBeCloseTo(375, 2);
+  });
+
+  describe('of many classes puts fewer examples through the model at once', () => {
+    const inputs = { values: new Float32Array(40), shape: [40, 1] };
+    const labels = (places: number) => ({
+      ...{ values: new Int32Array(40 * places), shape: [40, places] },
+    });
+    const sizeOf = (targets: object, classCount?: number) => {
+      const data = dataOf({
+        train: { inputs, targets } as never,
+        ...(classCount === undefined ? {} : { classCount }),
+      });
+      const options = { seed: 1, validationFraction: 0.2, standardise: 'none' } as const;
+      return batchSizeOf(prepareData(data, options));
+    };
+
+    // 2²³ scores in all, and 16 examples at least.
+    test.each([
+      ['a word of 16,384', labels(1), 16_384, 512],
+      ['a word of 16,400', labels(1), 16_400, 511],
+      ['50 words of 12,000', labels(50), 12_000, 16],
+      ['50 characters of 65', labels(50), 65, 512],
+      [
+        'shares of 4,000 classes',
+        { values: new Float32Array(40 * 4_000).fill(1 / 4_000), shape: [40, 4_000] },
+        ...([4_000, 512] as const),
+      ],
+    ])('%s', (_, targets, classCount, size) => {
+      expect(sizeOf(targets, classCount)).toBe(size);
+    });
+
+    test('the one of two targets that has most', () => {
+      const word = { ...labels(50), classCount: 800 };
+      const kind = { ...labels(1), classCount: 3 };
+      expect(sizeOf({ kind, word })).toBe(Math.floor(2 ** 23 / (50 * 800)));
+      expect(sizeOf({ kind })).toBe(512);
+    });
   });
 
   test('that is not finite says so by null, and leaves such metrics out', async () => {
