@@ -1,28 +1,30 @@
 import { readdirSync } from 'node:fs';
-import { copyFile, mkdir, writeFile } from 'node:fs/promises';
+import { copyFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { PartialConfig } from '../../shared/config.ts';
-import type { Examples } from '../../worker/data/examples.ts';
-import { loadMnist } from '../../worker/data/mnist.ts';
 import { openEngine } from '../../worker/engine.ts';
+import { sharedData } from '../data-folder.ts';
 import { Cluster } from '../support/cluster.ts';
+import { copyDigits } from '../support/pages.ts';
 
 const EXAMPLES = join(import.meta.dirname, '..', '..', 'examples');
 const names = readdirSync(EXAMPLES).filter((name) => name.endsWith('.ts'));
 
+const digits = sharedData();
+
 let cluster: Cluster;
+/** Where the first digits of MNIST are: a recurrent model would take a minute to evaluate all of them. */
+let few: string;
 beforeAll(async () => {
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
+  few = join(cluster.folder, 'few');
 });
 afterAll(() => cluster.close());
 
 /** English of some length, and the examples whose data this test puts in place. */
 const TEXT = join(import.meta.dirname, '..', '..', 'docs', 'architecture.md');
 const WRITTEN_HERE = ['flights', 'ratings', 'characters', 'vowels', 'words', 'mnist-rnn'];
-
-/** Where the first digits of MNIST are, which the other examples must not find. */
-const FEW = 'few';
 
 /** Enough to see each of them learn. */
 const STEPS = 40;
@@ -45,7 +47,7 @@ test.each(names)('examples/%s trains on real data, on two workers', async (name)
   if (id === 'ratings') await writeRatings(cluster.folder);
   if (id === 'vowels') await writeVowels(cluster.folder);
   if (id === 'words') await writeWords(cluster.folder);
-  if (id === 'mnist-rnn') await writeDigits(join(cluster.folder, FEW));
+  if (id === 'mnist-rnn' && digits) copyDigits(digits, few, { train: 500, test: 100 });
   if (id === 'characters') await copyFile(TEXT, join(cluster.folder, 'input.txt'));
   await cluster.createRun(id, join(EXAMPLES, name), {
     ...(await configOf(name)),
@@ -54,7 +56,7 @@ test.each(names)('examples/%s trains on real data, on two workers', async (name)
     evaluateEverySteps: STEPS / 4,
   });
   const isGiven = process.env.DOWNPOUR_DATA !== undefined && !WRITTEN_HERE.includes(id);
-  const written = id === 'mnist-rnn' ? join(cluster.folder, FEW) : cluster.folder;
+  const written = id === 'mnist-rnn' ? few : cluster.folder;
   const dataFolder = isGiven ? process.env.DOWNPOUR_DATA! : written;
   const workers = [1, 2].map((i) =>
     cluster.work(id, `${id}-${i}`, { folders: [EXAMPLES], dataFolder }),
@@ -125,27 +127,6 @@ async function writeWords(folder: string): Promise<void> {
   const text = Array.from({ length: 20 }, (_, i) => sentenceOf(i)).join('');
   const names = Array.from({ length: 20 }, (_, i) => `c${'ar'[i % 2]}${10 + i}`);
   await Promise.all(names.map((name) => writeFile(join(folder, name), text)));
-}
-
-/** The first digits as the files of MNIST: with all of them, the evaluations would take a minute. */
-async function writeDigits(folder: string): Promise<void> {
-  const { train, test } = await loadMnist({});
-  await mkdir(join(folder, 'mnist'), { recursive: true });
-  const write = async (name: string, { values, shape }: Examples['inputs'], count: number) => {
-    const sizes = [count, ...shape.slice(1).filter((size) => size > 1)];
-    const header = Buffer.alloc(4 + 4 * sizes.length);
-    header.writeUInt32BE(0x0800 + sizes.length);
-    for (const [i, size] of sizes.entries()) header.writeUInt32BE(size, 4 + 4 * i);
-    const bytes = Uint8Array.from(values).subarray(
-      0,
-      sizes.reduce((a, b) => a * b),
-    );
-    await writeFile(join(folder, 'mnist', name), Buffer.concat([header, bytes]));
-  };
-  await write('train-images-idx3-ubyte', train.inputs, 500);
-  await write('train-labels-idx1-ubyte', train.targets, 500);
-  await write('t10k-images-idx3-ubyte', test!.inputs, 100);
-  await write('t10k-labels-idx1-ubyte', test!.targets, 100);
 }
 
 /** The configuration that the example itself asks for. */
