@@ -2,7 +2,7 @@ import { defineExperiment, loadMnist } from 'downpour';
 import { layers } from 'downpour/layers';
 
 /**
- * Handwritten digits by recurrent layers in the place of the convolutions of mnist-cnn: they read the rows of an image in
+ * Handwritten digits by recurrent layers instead of the convolutions of mnist-cnn. They read the rows of an image in
  * both directions, then its columns (ReNet, Visin et al. 2015; Deep Learning §10.3). As there, patches of 2 × 2 pixels are
  * the steps of a row.
  */
