@@ -23,7 +23,7 @@ describe('Kneser-Ney smoothing', () => {
     const next = kneserNey([0, 1, 0, 2, 1, 0], 3, 2);
     // Pairs of 0 1 0 2 1 0: 01, 10 twice, 02, 21. Before 1 come 0 and 2, before 0 comes 1, before 2 comes 0.
     const discount = 3 / (3 + 2);
-    // Of the counts 2, 1, 1 of the order below: two come once, one twice.
+    // The counts below are 2, 1 and 1: two come once, one comes twice.
     const lower = 2 / (2 + 2);
     const one = (2 - lower) / 4 + ((lower * 3) / 4) * (1 / 3);
     expect(next([0, 1], 1)).toBeCloseTo((1 - discount) / 2 + ((discount * 2) / 2) * one, 12);
