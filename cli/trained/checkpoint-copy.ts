@@ -177,11 +177,13 @@ export async function writtenCheckpoints(
 export async function copyOfRun(
   id: string,
   partial: string,
-  options: RunCommandOptions & { readonly kind?: CheckpointKind },
+  options: RunCommandOptions & { readonly kind?: CheckpointKind; readonly signal?: AbortSignal },
 ): Promise<Copied> {
   const usedServer = await openUsedServer({ ...options, run: id });
   try {
-    return await copyFromRun(usedServer, id, options.kind ?? null, partial);
+    const { kind = null, signal } = options;
+    signal?.throwIfAborted();
+    return await copyFromRun(usedServer, id, kind, partial, signal);
   } finally {
     await usedServer.close();
   }
@@ -197,6 +199,7 @@ export async function copyFromRun(
   id: string,
   kind: CheckpointKind | null,
   partial: string,
+  signal?: AbortSignal,
 ): Promise<Copied> {
   const run = await client.run(id);
   const wanted = kind ?? kindOfModel(run);
@@ -212,7 +215,8 @@ export async function copyFromRun(
   if (state !== null) {
     await copyFile(join(checkpointFolder(state, id), checkpoint.file), partial);
   } else {
-    await download(await client.checkpointFile(id, checkpoint.kind), partial, checkpoint.sha256);
+    const body = await client.checkpointFile(id, checkpoint.kind);
+    await download(body, partial, { sha256: checkpoint.sha256, signal });
   }
   const facts: CheckpointFacts = {
     run: run.id,
@@ -241,7 +245,7 @@ async function runData(client: RestClient, { id, data }: RunDetail): Promise<Run
 async function download(
   body: ReadableStream<Uint8Array>,
   path: string,
-  sha256: string,
+  { sha256, signal }: { readonly sha256: string; readonly signal: AbortSignal | undefined },
 ): Promise<void> {
   const hash = createHash('sha256');
   const hashing = new Transform({
@@ -250,7 +254,7 @@ async function download(
       done(null, chunk);
     },
   });
-  await pipeline(body, hashing, createWriteStream(path));
+  await pipeline(body, hashing, createWriteStream(path), { ...(signal && { signal }) });
   const seen = hash.digest('hex');
   if (seen === sha256) return;
   throw new DownpourError(

@@ -19,6 +19,7 @@ import type { RefuseOptions } from './refuse.ts';
 import type { ReportOptions } from './report.ts';
 import type { SampleOptions } from './sample.ts';
 import type { ServeModelOptions } from './serve-model.ts';
+import { VECTOR_FORMATS } from './vector-formats.ts';
 
 /** Names, options and help of the commands that read a trained model. */
 
@@ -38,9 +39,9 @@ export function registerExport(program: Command): void {
     .addOption(
       new Option(
         '--format <format>',
-        'safetensors: parameters; tfjs: model.json and weights.bin; tensorboard: training history as an event file; jsonl: training history with one line per step, as Weights & Biases has it',
+        'safetensors: parameters; tfjs: model.json and weights.bin; word2vec, glove: rows of tables as text with the word of each id; projector: the same for the projector of TensorBoard; tensorboard: training history as an event file; jsonl: training history with one line per step, as Weights & Biases has it',
       )
-        .choices(['safetensors', 'tfjs', 'tensorboard', 'jsonl'])
+        .choices(['safetensors', 'tfjs', ...VECTOR_FORMATS, 'tensorboard', 'jsonl'])
         .default('safetensors'),
     )
     .addOption(
@@ -49,6 +50,7 @@ export function registerExport(program: Command): void {
         'checkpoint to take the parameters from (default: final if the run has finished, otherwise best)',
       ).choices(['best', 'last', 'final']),
     )
+    .option('--table <name>', 'word2vec, glove, projector: only this table (default: all tables)')
     .addOption(experimentsOption())
     .addOption(dataOption())
     .addOption(serverOption())
@@ -59,6 +61,7 @@ export function registerExport(program: Command): void {
       'after',
       examples(
         'downpour export mnist-mlp-1 --to exported --format tfjs',
+        'downpour export mails-1 --to vectors --format word2vec --table word',
         'downpour export mnist-mlp-1 --to logs/mnist-mlp-1 --format tensorboard',
         'downpour export .downpour/mnist-mlp-1/checkpoints/step-000001234-best-0007.safetensors --to exported',
       ),

@@ -2,12 +2,19 @@ import { existsSync } from 'node:fs';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { readTensors } from '../../files/checkpoint.ts';
-import type { DataFacts } from '../../shared/data-facts.ts';
+import { type DataFacts, vocabularyOfField } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import { tablesOf } from '../../shared/tables.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 import { modelScript } from '../bundles/model-script.ts';
-import { print, printJson, type RunCommandOptions, tell } from '../options.ts';
+import {
+  EXIT,
+  print,
+  printJson,
+  type RunCommandOptions,
+  tell,
+  untilInterrupted,
+} from '../options.ts';
 import { groups } from '../output/progress.ts';
 import { openUsedServer } from '../used-server.ts';
 import {
@@ -25,10 +32,21 @@ import {
   writeHistory,
 } from './export-course.ts';
 import { readme } from './export-readme.ts';
+import {
+  chosenTables,
+  vectorsText,
+  type WrittenVectors,
+  writeProjectorConfig,
+  writeVectors,
+} from './export-vectors.ts';
+import { openStoredRows } from './trained-rows.ts';
+import { isVectorFormat, VECTOR_FORMATS, type VectorFormat } from './vector-formats.ts';
 
 export interface ExportOptions extends RunCommandOptions {
   readonly to: string;
-  readonly format: 'safetensors' | 'tfjs' | 'tensorboard' | 'jsonl';
+  readonly format: 'safetensors' | 'tfjs' | 'tensorboard' | 'jsonl' | VectorFormat;
+  /** Only this table, of formats of vectors. Default: all. */
+  readonly table?: string;
   readonly kind?: 'best' | 'last' | 'final';
   readonly experiments?: string[];
   readonly data?: string;
@@ -36,7 +54,26 @@ export interface ExportOptions extends RunCommandOptions {
 
 /** `downpour export <run or file> --to FOLDER` */
 export async function exportCommand(what: string, options: ExportOptions): Promise<void> {
-  const to = resolve(options.to);
+  const interruption = untilInterrupted();
+  const { signal } = interruption;
+  try {
+    await exportTo(resolve(options.to), what, { ...options, signal });
+  } catch (error) {
+    if (!signal.aborted) throw error;
+    tell('interrupted: no file was left half written');
+    process.exitCode = EXIT.interrupted;
+  } finally {
+    interruption.dispose();
+  }
+}
+
+async function exportTo(to: string, what: string, options: AbortableExport): Promise<void> {
+  if (options.table !== undefined && !isVectorFormat(options.format)) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `--table is given with --format ${options.format}; it is for ${VECTOR_FORMATS.join(', ')}: leave it out, or choose one of these`,
+    );
+  }
   try {
     await mkdir(to, { recursive: true });
   } catch (cause) {
@@ -57,7 +94,12 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
     const copied = isFile
       ? await copyFromFile(what, partial)
       : await copyOfRun(what, partial, options);
+    options.signal.throwIfAborted();
     const { facts } = copied;
+    if (isVectorFormat(options.format)) {
+      await exportVectors(copied, partial, to, { ...options, format: options.format });
+      return;
+    }
     let about = aboutModel(copied);
     const files: string[] = [];
     if (options.format === 'safetensors') {
@@ -82,15 +124,98 @@ export async function exportCommand(what: string, options: ExportOptions): Promi
   }
 }
 
+type AbortableExport = ExportOptions & { readonly signal: AbortSignal };
+
+/** Rows of tables, a file or two for each. @param path of the copied tensors. */
+async function exportVectors(
+  copied: Copied,
+  path: string,
+  to: string,
+  options: AbortableExport & { readonly format: VectorFormat },
+): Promise<void> {
+  const { facts } = copied;
+  const { format, signal, json } = options;
+  const stored = await openStoredRows(path, facts.config);
+  if (!stored) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `run ${facts.run} has no tables, and --format ${format} writes the rows of tables: use --format safetensors, which has all parameters by their names`,
+    );
+  }
+  try {
+    const tables: WrittenVectors[] = [];
+    const chosen = chosenTables(stored, options.table);
+    const wordsOf = await wordsOfTables(copied, options.experiments);
+    for (const table of chosen) {
+      const words = wordsOf(table.name);
+      tables.push(await writeVectors(table, { format, to, words, signal, log: tell }));
+    }
+    const files = tables.flatMap((table) => table.files);
+    if (format === 'projector') files.push(await writeProjectorConfig(to, tables));
+    const what = `${facts.kind} parameters of step ${groups(facts.step)}`;
+    tellFiles(facts, what, to, { files, json, tables });
+  } finally {
+    await stored.close();
+  }
+}
+
+/**
+ * The texts of the ids of a table, which come with the field that it is looked up by. If all fields of ids have the same ones, the
+ * model need not be asked.
+ */
+async function wordsOfTables(
+  copied: Copied,
+  experiments: readonly string[] | undefined,
+): Promise<(table: string) => readonly string[] | null> {
+  const known = copied.data.facts;
+  if (!known) return () => null;
+  const { inputs, fields = [] } = known;
+  const ids = [
+    ...(inputs.shape[0] === 0 ? [] : [{ name: 'inputs', kind: inputs.kind }]),
+    ...fields.flatMap(({ name, role, column }) =>
+      role === 'input' ? [{ name, kind: column.kind }] : [],
+    ),
+  ].filter(({ kind }) => kind === 'int32');
+  const lists = ids.map(({ name }) => vocabularyOfField(known, name));
+  if (lists.every((list) => list === null)) return () => null;
+  const [first] = lists;
+  if (lists.every((list) => JSON.stringify(list) === JSON.stringify(first))) return () => first!;
+  const { loadExperiment } = await import('../../worker/experiment.ts');
+  const { openEngine } = await import('../../worker/engine.ts');
+  const { buildModel } = await import('../../worker/model.ts');
+  const { examplesLike } = await import('../../worker/data/facts.ts');
+  await openEngine({ engine: 'wasm' });
+  const experiment = await loadExperiment(await experimentOf(copied.facts, experiments));
+  const like = examplesLike(known);
+  const model = await buildModel(experiment, copied.facts.config, like, { later: known });
+  const { bindings = [] } = model.rows ?? {};
+  model.dispose();
+  return (table) => {
+    const own = bindings.filter((binding) => binding.table === table);
+    return own.map(({ field }) => vocabularyOfField(known, field)).find((list) => list) ?? null;
+  };
+}
+
+interface ToldFiles {
+  readonly files: readonly string[];
+  readonly json: boolean | undefined;
+  /** Tables that were written as vectors. */
+  readonly tables?: readonly WrittenVectors[];
+}
+
 function tellFiles(
   { run, step }: { readonly run: string; readonly step: number },
   what: string,
   to: string,
-  { files, json }: { readonly files: readonly string[]; readonly json: boolean | undefined },
+  { files, json, tables = [] }: ToldFiles,
 ): void {
   const paths = files.map((file) => join(to, file));
-  if (json) printJson({ run, step, files: paths });
-  else for (const line of [`${run}, ${what}:`, ...paths.map((path) => `  ${path}`)]) print(line);
+  if (json) {
+    printJson({ run, step, files: paths, ...(tables.length > 0 && { tables }) });
+    return;
+  }
+  for (const line of [`${run}, ${what}:`, ...paths.map((path) => `  ${path}`)]) print(line);
+  for (const table of tables) print(vectorsText(table));
 }
 
 async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
