@@ -96,6 +96,8 @@ export const LIMITS = {
   /** Rows of all tables in one message, and what they take. */
   rowsPerMessageMax: 2 ** 18,
   rowBytesMax: 2 ** 28,
+  /** Rows of tables that are never changed, which a worker keeps and does not ask for again: bytes of all its tables. */
+  frozenRowBytesMax: 2 ** 27,
   /** Ids of a growing table that wait to be admitted: the oldest is forgotten for a new one. */
   rowsWaitingMax: 2 ** 16,
   /** One word with its vector in a file of word vectors: 4,096 numbers of 30 characters each take half. */

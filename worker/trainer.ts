@@ -24,14 +24,9 @@ import { type LocalGradient, LocalSteps, minibatchesOf } from './local-steps.ts'
 import { Minibatches, minibatchSeed } from './minibatches.ts';
 import type { Model } from './model.ts';
 import { createObserver, type Observer } from './observer.ts';
+import type { FrozenRows } from './rows/kept-rows.ts';
 import { RowsLost } from './rows/requests.ts';
-import {
-  type FrozenRows,
-  mustPull,
-  type RowPuller,
-  RowsExchange,
-  type RowsOfPush,
-} from './rows/rows-exchange.ts';
+import { mustPull, type RowPuller, RowsExchange, type RowsOfPush } from './rows/rows-exchange.ts';
 import { nextTurn } from './turn.ts';
 
 /** What the trainer needs of the connection; `Client` has it. */

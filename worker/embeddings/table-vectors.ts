@@ -6,8 +6,8 @@ import { type Column, vocabularyOf } from '../data/columns.ts';
 import type { DataArguments } from '../data/data-arguments.ts';
 import type { Examples, PreparedData } from '../data/examples.ts';
 import { type FieldRules, isRecord } from '../fields.ts';
+import type { FrozenRows } from '../rows/kept-rows.ts';
 import type { RowBinding } from '../rows/places.ts';
-import type { FrozenRows } from '../rows/rows-exchange.ts';
 import type { VectorBatch } from './vector-parser.ts';
 import { readWordVectors, VECTOR_ENDINGS } from './word-vectors.ts';
 

@@ -15,13 +15,9 @@ import {
 } from '../../shared/rows.ts';
 import { rowPushEncoding } from '../../shared/tables.ts';
 import { findKeys } from './find-keys.ts';
+import { type FrozenRows, KeptRoom, KeptRows } from './kept-rows.ts';
 import type { RowSource } from './model-rows.ts';
 import { type RowsAnswer, RowsLost } from './requests.ts';
-
-/** Rows that are never changed: no gradient of them is pushed. */
-export interface FrozenRows {
-  has(key: number): boolean;
-}
 
 /** What is needed of the connection. */
 export interface RowPuller {
@@ -45,7 +41,7 @@ export interface RowsOfPush {
 
 /**
  * The rows of a worker's minibatches. The answer to a push brings those of the next minibatch; what no answer has brought is
- * pulled. Rows of another generation are of no use.
+ * pulled. Rows of another generation are of no use. Frozen rows are asked for once in a generation.
  */
 export class RowsExchange {
   readonly #run: string;
@@ -55,6 +51,9 @@ export class RowsExchange {
   readonly #shards: number;
   /** Rows of each table that are never changed; null: it has none. */
   readonly #frozen: readonly (FrozenRows | null)[];
+  readonly #kept: readonly (KeptRows | null)[];
+  /** Of the rows that are kept. */
+  #generation = -1;
   #held: HeldRows | null = null;
 
   constructor(
@@ -65,6 +64,7 @@ export class RowsExchange {
     /** That have the rows together. */
     shards = 1,
     frozenOf: (table: string) => FrozenRows | null = () => null,
+    room = new KeptRoom(),
   ) {
     this.#shards = shards;
     this.#run = run;
@@ -74,12 +74,44 @@ export class RowsExchange {
     this.#frozen = shapes.map(({ name }) =>
       config.tables?.[name]?.learningRate === 0 ? ALL_FROZEN : frozenOf(name),
     );
+    this.#kept = this.#frozen.map(
+      (frozen, t) => frozen && new KeptRows(shapes[t]!.width, frozen, room),
+    );
   }
 
   /** Takes the rows of a `work`. @param parts that came with it, from each shard. */
   receive({ rows, generation }: Work, parts: readonly Uint8Array[] | undefined): void {
     if (!rows || !parts) return;
-    this.#held = { rows: this.#decode(parts, rows.encoding), step: rows.step, generation };
+    this.#hold({ rows: this.#decode(parts, rows.encoding), step: rows.step, generation });
+  }
+
+  #hold(held: HeldRows): void {
+    this.#held = held;
+    if (held.generation !== this.#generation) {
+      for (const kept of this.#kept) kept?.clear();
+      this.#generation = held.generation;
+    }
+    for (const [t, kept] of this.#kept.entries()) kept?.keep(held.rows[t]!);
+  }
+
+  /** @returns the keys of rows that are not kept. */
+  #unknown(keys: readonly Uint32Array[]): readonly Uint32Array[] {
+    return keys.map((own, t) => this.#kept[t]?.unknown(own) ?? own);
+  }
+
+  /** The rows at hand, with those that are kept. @returns null: some are missing, or of another generation. */
+  #atHand(keys: readonly Uint32Array[], generation: number): HeldRows | null {
+    const held = this.#held;
+    if (held?.generation !== generation) return null;
+    const rows: TableRows[] = [];
+    for (const [t, own] of keys.entries()) {
+      const kept = this.#kept[t];
+      const others = held.rows[t]!;
+      const all = kept ? kept.together(own, others) : findKeys(own, others.keys) ? others : null;
+      if (!all) return null;
+      rows.push(all);
+    }
+    return { ...held, rows };
   }
 
   #decode(parts: readonly Uint8Array[], encoding: RowEncoding): readonly TableRows[] {
@@ -102,14 +134,18 @@ export class RowsExchange {
    * @throws RowsLost: there are none for these parameters any more.
    */
   async rowsFor(keys: readonly Uint32Array[], generation: number): Promise<HeldRows> {
-    const held = this.#held;
-    if (held?.generation === generation && hasAll(held.rows, keys)) return held;
-    const pulled = await this.#pull(keys, null);
+    const held = this.#atHand(keys, generation);
+    if (held) return held;
+    const isOlder = this.#generation !== generation;
+    const pulled = await this.#pull(isOlder ? keys : this.#unknown(keys), null);
     if (pulled.generation !== generation) {
       throw new RowsLost('the parameters have gone back meanwhile');
     }
-    this.#held = pulled;
-    return pulled;
+    this.#hold(pulled);
+    const all = this.#atHand(keys, generation);
+    if (!all)
+      throw new DownpourError('DP_ROWS_INVALID', 'the server gave other rows than asked for');
+    return all;
   }
 
   /** @param evaluation its rows as they were when it began; null: the rows as they are now. */
@@ -128,9 +164,10 @@ export class RowsExchange {
   ): readonly RowsOfPush[] {
     const count = this.#shards;
     const moving = gradients.map((rows, t) => withoutFrozen(rows, this.#frozen[t]!));
-    if (count === 1) return [this.#pushed(moving, step, wanted)];
+    const unknown = wanted && this.#unknown(wanted);
+    if (count === 1) return [this.#pushed(moving, step, unknown)];
     const cut = moving.map((rows, t) => cutRows(rows, this.#shapes[t]!.width, count));
-    const keys = wanted?.map((each) => cutKeys(each, count)) ?? null;
+    const keys = unknown?.map((each) => cutKeys(each, count)) ?? null;
     return Array.from({ length: count }, (_, shard) =>
       this.#pushed(
         cut.map((parts) => parts[shard]!),
@@ -222,10 +259,6 @@ function* piecesOf(
     shapes,
     halves.map(([, half]) => half!),
   );
-}
-
-function hasAll(rows: readonly TableRows[], keys: readonly Uint32Array[]): boolean {
-  return keys.every((own, t) => findKeys(own, rows[t]!.keys));
 }
 
 /** @throws DownpourError DP_ROWS_INVALID: the exchange knows no rows. */
