@@ -52,7 +52,7 @@ export class RowsExchange {
   /** Rows of each table that are never changed; null: it has none. */
   readonly #frozen: readonly (FrozenRows | null)[];
   readonly #kept: readonly (KeptRows | null)[];
-  /** Of the rows that are kept. */
+  /** The generation of the rows that are kept. */
   #generation = -1;
   #held: HeldRows | null = null;
 
