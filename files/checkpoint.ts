@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { type FileHandle, open, readFile, rm, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { DownpourError, type ErrorCode, errorText } from '../shared/errors.ts';
+import type { RowGroup } from '../shared/row-groups.ts';
 import {
   decodeSafetensorsHeader,
   encodeSafetensorsHeader,
@@ -23,12 +24,14 @@ import {
   writeFileAtomic,
   writeSealed,
 } from './atomic-file.ts';
+import { joinRows, type TensorSource } from './joined-rows.ts';
 import { checkOf, ManifestSchema } from './records.ts';
 
 // A checkpoint is two files of one stem, `step-000001234-last-0007`: `.safetensors` holds the
 // tensors, `.json` is the manifest that holds the rest and the checksums of both. The last number
 // counts the folder's checkpoints, so that no file is ever written over: whatever dies at whatever
 // byte, older checkpoints stand as they were. A tensor file without a manifest is not a checkpoint.
+// One that continues others has the changed rows of tables alone, and their files are read with it.
 
 export interface CheckpointTensor {
   readonly name: string;
@@ -53,11 +56,22 @@ export interface CheckpointInput {
   readonly layoutHash: string;
   readonly tensors: readonly (CheckpointTensor | StreamedTensor)[];
   readonly state: unknown;
+  /** Absent: all is in the tensors. */
+  readonly continues?: Continues;
   readonly now: Date;
 }
 
+/** What a checkpoint needs besides its own file. */
+export interface Continues {
+  /** Tensor files in the same folder, oldest first: the first has all rows, each other one those that changed since the one before. */
+  readonly after: readonly { readonly file: string; readonly sha256: string }[];
+  /** The tensors that have changed rows alone. */
+  readonly rows: readonly RowGroup[];
+}
+
 export interface CheckpointManifest {
-  readonly version: 1;
+  /** 2: it continues others. A release that does not know this refuses it. */
+  readonly version: 1 | 2;
   readonly run: string;
   readonly step: number;
   readonly kind: CheckpointKind;
@@ -76,6 +90,8 @@ export interface CheckpointManifest {
   readonly state: unknown;
   /** Numbers of the state that JSON cannot keep, and that are null there; absent: none. */
   readonly leftOut?: readonly string[];
+  /** Absent: it is read alone. */
+  readonly continues?: Continues;
 }
 
 export interface Checkpoint {
@@ -125,11 +141,11 @@ export function writeCheckpoint(
     const sequence = 1 + Math.max(0, ...(await namesIn(folder)).map(sequenceOf));
     const stem = `step-${String(step).padStart(9, '0')}-${kind}-${String(sequence).padStart(4, '0')}`;
     const file = stem + TENSORS;
-    const metadata = { writer: 'downpour', run, step: String(step), layoutHash };
+    const metadata = tensorMetadata(input);
     try {
       const { bytes, sha256 } = await writeTensors(join(folder, file), tensors, metadata);
       const manifest: CheckpointManifest = {
-        version: 1,
+        version: input.continues ? 2 : 1,
         run,
         step,
         kind,
@@ -141,6 +157,7 @@ export function writeCheckpoint(
         layoutHash,
         state,
         ...(leftOut.length > 0 ? { leftOut: leftOut.slice(0, LEFT_OUT_MAX) } : {}),
+        ...(input.continues && { continues: input.continues }),
       };
       await writeSealed(folder, stem + MANIFEST, manifest, manifestBytesMax);
       return manifest;
@@ -153,8 +170,18 @@ export function writeCheckpoint(
   });
 }
 
+/** What the tensor file of a checkpoint says of itself. */
+export function tensorMetadata({
+  run,
+  step,
+  layoutHash,
+}: Pick<CheckpointInput, 'run' | 'step' | 'layoutHash'>): Record<string, string> {
+  return { writer: 'downpour', run, step: String(step), layoutHash };
+}
+
 /**
- * Reads a checkpoint and checks all of it: sizes, the manifest's checksum, the tensors' checksum.
+ * Reads a checkpoint and checks all of it: sizes, the manifest's checksum, the tensors' checksum; and the same of
+ * those that it continues.
  *
  * @param which a manifest, or the path or name of either of the checkpoint's files; `folder` is
  *   where names are looked up.
@@ -170,12 +197,84 @@ export async function readCheckpoint(
   const path = resolve(folder, typeof which === 'string' ? which : which.file);
   const manifestPath = path.endsWith(TENSORS) ? path.slice(0, -TENSORS.length) + MANIFEST : path;
   const manifest = await readManifest(manifestPath);
-  const tensorPath = join(manifestPath, '..', manifest.file);
-  const { tensors, sha256 } = await readTensors(tensorPath, manifest.bytes, load);
-  if (sha256 !== manifest.sha256) {
-    throw corrupt(tensorPath, `its SHA-256 is ${sha256}, the manifest says ${manifest.sha256}`);
+  const { continues } = manifest;
+  const place = join(manifestPath, '..');
+  const tensors = await readSummed(place, manifest, load && !continues);
+  if (!continues) return { manifest, tensors };
+  for (const link of continues.after) {
+    await readLink(place, manifest, link, (of) => readSummed(place, of, false));
   }
-  return { manifest, tensors };
+  if (!load) return { manifest, tensors };
+  const file = await openCheckpoint(place, manifest);
+  try {
+    const read = async ({ name, shape }: CheckpointPlace) => {
+      return { name, shape, values: await file.read(name, 0, file.size(name)) };
+    };
+    const all: CheckpointTensor[] = [];
+    for (const tensor of file.tensors) all.push(await read(tensor));
+    return { manifest, tensors: all };
+  } finally {
+    await file.close();
+  }
+}
+
+type CheckpointPlace = Pick<CheckpointTensor, 'name' | 'shape'>;
+
+/** The tensors of a file whose checksum is right. */
+async function readSummed(
+  folder: string,
+  { file, bytes, sha256: expected }: CheckpointManifest,
+  load: boolean,
+): Promise<readonly CheckpointTensor[]> {
+  const path = join(folder, file);
+  const { tensors, sha256 } = await readTensors(path, bytes, load);
+  if (sha256 === expected) return tensors;
+  throw corrupt(path, `its SHA-256 is ${sha256}, the manifest says ${expected}`);
+}
+
+/** Does something with one of the checkpoints that another one continues. @throws DownpourError DP_CHECKPOINT_CORRUPT, DP_DISK. */
+async function readLink<T>(
+  folder: string,
+  { file: of }: CheckpointManifest,
+  { file, sha256 }: Continues['after'][number],
+  read: (manifest: CheckpointManifest) => Promise<T>,
+): Promise<T> {
+  try {
+    const manifest = await readManifest(join(folder, file.slice(0, -TENSORS.length) + MANIFEST));
+    if (manifest.sha256 !== sha256) throw corrupt(join(folder, file), 'it is another one');
+    return await read(manifest);
+  } catch (error) {
+    if (!(error instanceof DownpourError) || !DAMAGED.includes(error.code)) throw error;
+    throw corrupt(join(folder, of), `it continues ${file}, and ${error.message}`);
+  }
+}
+
+/**
+ * Opens a checkpoint to be read piece by piece, with the rows of those that it continues. Check it first:
+ * `readCheckpoint` with `load: false`. What it needs may be removed meanwhile.
+ */
+export async function openCheckpoint(
+  folder: string,
+  manifest: CheckpointManifest,
+): Promise<OpenTensors> {
+  const open: OpenTensors[] = [];
+  const close = async () => {
+    for (const file of open) await file.close();
+  };
+  try {
+    const links = [];
+    for (const link of manifest.continues?.after ?? []) {
+      const { continues } = await readLink(folder, manifest, link, async (of) => of);
+      open.push(await openTensors(join(folder, link.file)));
+      links.push({ tensors: open.at(-1)!, groups: continues?.rows ?? [] });
+    }
+    open.push(await openTensors(join(folder, manifest.file)));
+    links.push({ tensors: open.at(-1)!, groups: manifest.continues?.rows ?? [] });
+    return { ...(await joinRows(links)), close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
 }
 
 /**
@@ -218,14 +317,29 @@ export async function listCheckpoints(
   options: { readonly onDamaged?: OnDamaged } = {},
 ): Promise<readonly CheckpointManifest[]> {
   const manifests: CheckpointManifest[] = [];
+  const notRead = new Set<string>();
   const { onDamaged } = options;
   for (const name of await namesIn(folder)) {
     if (sequenceOf(name) === 0 || !name.endsWith(MANIFEST)) continue;
-    const told = (error: DownpourError) => onDamaged?.(error, basename(name, MANIFEST));
+    const told = (error: DownpourError) => {
+      const stem = basename(name, MANIFEST);
+      if (error.cause === NOT_READ) notRead.add(stem + TENSORS);
+      onDamaged?.(error, stem);
+    };
     const manifest = await unlessDamaged(sizedManifest(folder, name), told);
     if (manifest !== null) manifests.push(manifest);
   }
-  return manifests.sort((a, b) => a.sequence - b.sequence);
+  const sums = new Map(manifests.map(({ file, sha256 }) => [file, sha256]));
+  return manifests
+    .filter(({ file, continues }) => {
+      const lost = continues?.after.find((link) => sums.get(link.file) !== link.sha256);
+      if (!lost) return true;
+      const cause = notRead.has(lost.file) ? NOT_READ : undefined;
+      const what = `it continues ${lost.file}, which is damaged or not there`;
+      onDamaged?.(corrupt(join(folder, file), what, cause), basename(file, TENSORS));
+      return false;
+    })
+    .sort((a, b) => a.sequence - b.sequence);
 }
 
 /** The newest manifest of a folder that is whole; null: there is none. Of the others not one is read. */
@@ -243,8 +357,8 @@ export async function newestManifest(folder: string): Promise<CheckpointManifest
 /**
  * Removes what is no longer needed: all but the newest `keepLast` of kind `last`, all but the
  * newest `keepBest` (1) of kind `best`, what an interrupted write left, and checkpoints that were read and are damaged.
- * Those of kind `final` and those named in `keep` stay. Returns the tensor files' names of the
- * checkpoints that went.
+ * Those of kind `final`, those named in `keep` and those that one that stays continues stay. Returns the tensor files'
+ * names of the checkpoints that went.
  *
  * @param options.keep tensor files that somebody still points to, such as the best on record.
  *
@@ -273,10 +387,17 @@ export function pruneCheckpoints(
     for (const { kind, file } of manifests.toReversed()) {
       if (left[kind]-- > 0) kept.add(basename(file, TENSORS));
     }
+    for (const { file, continues } of manifests) {
+      if (!kept.has(basename(file, TENSORS))) continue;
+      for (const link of continues?.after ?? []) kept.add(basename(link.file, TENSORS));
+    }
     const gone = new Set<string>();
     const names = await namesIn(folder);
-    // Manifests go first: at any moment, a manifest that is there has its tensors.
-    for (const name of names.sort((a, b) => Number(isTensors(a)) - Number(isTensors(b)))) {
+    // Manifests go first, the newest before those that it continues: at any moment, one that is there has all that it needs.
+    names.sort(
+      (a, b) => Number(isTensors(a)) - Number(isTensors(b)) || sequenceOf(b) - sequenceOf(a),
+    );
+    for (const name of names) {
       const stem = name.replace(/\.(safetensors|json)$/, '');
       const ours = name.startsWith('step-') && name.endsWith(TEMPORARY);
       if (!ours && (sequenceOf(name) === 0 || kept.has(stem))) continue;
@@ -356,12 +477,14 @@ export async function openTensors(path: string): Promise<OpenTensors> {
       const header = await readHeader(handle, path, size, { update: () => {} });
       const places = new Map(header.tensors.map((tensor) => [tensor.name, tensor]));
       return {
+        tensors: header.tensors,
         size(name) {
           const place = places.get(name);
           return place ? (place.end - place.begin) / 4 : 0;
         },
         async read(name, start, count) {
           const place = places.get(name);
+          if (count === 0) return new Float32Array();
           if (!place || 4 * (start + count) > place.end - place.begin) {
             throw corrupt(path, `it has no tensor '${name}' of ${start + count} elements`);
           }
@@ -387,11 +510,7 @@ export async function openTensors(path: string): Promise<OpenTensors> {
   }
 }
 
-export interface OpenTensors {
-  /** Elements of a tensor; 0: there is none. */
-  size(name: string): number;
-  /** Elements [start, start + count). @throws DownpourError DP_CHECKPOINT_CORRUPT or DP_DISK. */
-  read(name: string, start: number, count: number): Promise<Float32Array>;
+export interface OpenTensors extends TensorSource {
   close(): Promise<void>;
 }
 
@@ -525,14 +644,18 @@ function parseManifest(path: string, bytes: Buffer): CheckpointManifest {
   }
   const { version } = Object(value) as { version?: unknown };
   // Not damage: were it passed over, training would start anew beside a good checkpoint.
-  if (Number.isInteger(version) && version !== 1) {
+  if (Number.isInteger(version) && version !== 1 && version !== 2) {
     throw new DownpourError(
       'DP_USAGE',
-      `${path} is of version ${version}, this Downpour reads version 1: use the newer one that wrote it`,
+      `${path} is of version ${version}, this Downpour reads versions 1 and 2: use the newer one that wrote it`,
     );
   }
   try {
-    return checkManifest(path, value);
+    const manifest = checkManifest(path, value);
+    if ((manifest.version === 2) === (manifest.continues !== undefined)) return manifest;
+    throw new Error(
+      `a manifest of version ${version} ${version === 1 ? 'continues nothing' : 'says what it continues'}`,
+    );
   } catch (error) {
     throw corrupt(path, errorText(error), NOT_READ);
   }

@@ -48,8 +48,27 @@ export const CheckpointSummarySchema = Type.Object({
   layoutHash: Text,
 });
 
+const TensorName = Type.String({ minLength: 1, maxLength: 1_000 });
+const ContinuesSchema = Type.Object({
+  after: Type.Array(Type.Object({ file: FileName, sha256: Text }), {
+    minItems: 1,
+    maxItems: LIMITS.checkpointLinksMax,
+  }),
+  /** The rows of a table, and what its best capture keeps. */
+  rows: Type.Array(
+    Type.Object({
+      keys: TensorName,
+      fields: Type.Array(TensorName, { maxItems: 20 }),
+      gone: Type.Optional(TensorName),
+    }),
+    { maxItems: 3 * LIMITS.tableCountMax },
+  ),
+});
+
 export const ManifestSchema = Type.Object({
   ...CheckpointSummarySchema.properties,
+  version: Type.Union([Type.Literal(1), Type.Literal(2)]),
+  continues: Type.Optional(ContinuesSchema),
   // Compared with the manifest's own name.
   file: Text,
   state: Type.Unknown(),

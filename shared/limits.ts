@@ -203,6 +203,10 @@ export const LIMITS = {
   bundleFetchMs: 300_000,
   /** All records that wait for a Redis that is away, together. */
   journalBytesMax: 2 ** 26,
+  /** Checkpoints that one of changed rows continues. */
+  checkpointLinksMax: 16,
+  /** Rows of a run that take fewer bytes are written with each checkpoint. */
+  checkpointChangesBytesMin: 2 ** 20,
   /** A record in Redis or in the state folder, and the list of all checkpoints of a run. */
   recordBytesMax: 2 ** 22,
   registryBytesMax: 2 ** 26,

@@ -9,7 +9,9 @@ import {
   type CheckpointManifest,
   checkpointFolder,
   readCheckpoint,
+  readTensors,
 } from '../../files/checkpoint.ts';
+import { copyWhole } from '../../files/whole-checkpoint.ts';
 import type { ForkOrigin } from '../../server/core/run/state.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { type DataFacts, forkNote, unpackTransform } from '../../shared/data-facts.ts';
@@ -127,8 +129,8 @@ interface KnownState {
 
 /** Copies a checkpoint of the disk. @param partial where to. @throws DownpourError of its reading. */
 export async function copyFromFile(path: string, partial: string): Promise<Copied> {
-  const { manifest } = await readCheckpoint(process.cwd(), path);
-  await copyFile(join(resolve(path), '..', manifest.file), partial);
+  const { manifest } = await readCheckpoint(process.cwd(), path, false);
+  await copyTo(partial, join(resolve(path), '..'), manifest);
   const { options, data: summary, facts = null, originData = null } = manifest.state as KnownState;
   return {
     facts: factsOf(manifest),
@@ -212,11 +214,10 @@ export async function copyFromRun(
       `run ${id} (${run.phase}) has no checkpoint '${wanted}' yet; ${known === '' ? 'it has none' : `it has: ${known}; choose one by --kind`}`,
     );
   }
-  if (state !== null) {
-    await copyFile(join(checkpointFolder(state, id), checkpoint.file), partial);
-  } else {
+  if (state !== null) await copyTo(partial, checkpointFolder(state, id), checkpoint);
+  else {
     const body = await client.checkpointFile(id, checkpoint.kind);
-    await download(body, partial, { sha256: checkpoint.sha256, signal });
+    await download(body, partial, { ...checkpoint, signal });
   }
   const facts: CheckpointFacts = {
     run: run.id,
@@ -242,10 +243,25 @@ async function runData(client: RestClient, { id, data }: RunDetail): Promise<Run
   }
 }
 
+/** One file, also of a checkpoint whose rows are in several. */
+async function copyTo(
+  partial: string,
+  folder: string,
+  { file, continues }: { readonly file: string; readonly continues?: unknown },
+): Promise<void> {
+  if (continues === undefined) await copyFile(join(folder, file), partial);
+  else await copyWhole(folder, file, partial);
+}
+
 async function download(
   body: ReadableStream<Uint8Array>,
   path: string,
-  { sha256, signal }: { readonly sha256: string; readonly signal: AbortSignal | undefined },
+  {
+    sha256,
+    step,
+    continues,
+    signal,
+  }: CheckpointSummary & { readonly signal: AbortSignal | undefined },
 ): Promise<void> {
   const hash = createHash('sha256');
   const hashing = new Transform({
@@ -255,6 +271,15 @@ async function download(
     },
   });
   await pipeline(body, hashing, createWriteStream(path), { ...(signal && { signal }) });
+  if (continues !== undefined) {
+    // The server has checked the files that it is put together from, and nobody knows the sum of the whole.
+    const { metadata } = await readTensors(path, undefined, false);
+    if (metadata.step === String(step)) return;
+    throw new DownpourError(
+      'DP_CHECKPOINT_CORRUPT',
+      `the checkpoint that arrived is of step ${metadata.step}, the server says ${step}: a newer one has just replaced it; try again`,
+    );
+  }
   const seen = hash.digest('hex');
   if (seen === sha256) return;
   throw new DownpourError(

@@ -6,6 +6,7 @@ import {
 } from '../../files/checkpoint.ts';
 import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import type { CheckpointSummary, CreateRun, RunSummary } from '../../shared/rest.ts';
 import { causeOf, Said } from '../../shared/said.ts';
@@ -38,6 +39,8 @@ export interface KeeperOptions {
   readonly shards?: ShardPool | null;
   /** Default: in this thread. */
   readonly writer?: CheckpointWriter;
+  /** Rows of a run that take fewer bytes are written with each checkpoint. Default: `LIMITS.checkpointChangesBytesMin`. */
+  readonly changesBytesMin?: number;
   /** The fencing token of this server. */
   readonly token: number;
   readonly now: () => number;
@@ -79,7 +82,10 @@ export class Keeper {
     const { root, store, token, shards = null, writer = directWriter, now, log } = options;
     this.#options = options;
     const onWritten = options.onWritten ?? (() => {});
-    this.#saver = new CheckpointSaver({ root, store, token, shards, writer, now, log, onWritten });
+    const { changesBytesMin = LIMITS.checkpointChangesBytesMin } = options;
+    this.#saver = new CheckpointSaver({
+      ...{ root, store, token, shards, writer, changesBytesMin, now, log, onWritten },
+    });
     this.#records = new RunRecords(root, store, token);
     const removals = new Removals(root, store, token, options.removeCopies);
     this.#removals = removals;
@@ -423,13 +429,9 @@ export class Keeper {
 
   async checkpoints(id: string): Promise<CheckpointSummary[]> {
     const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id));
-    return manifests.map(({ kind, step, createdAt, file, bytes, sha256 }) => ({
-      kind,
-      step,
-      createdAt,
-      file,
-      bytes,
-      sha256,
+    return manifests.map(({ kind, step, createdAt, file, bytes, sha256, continues }) => ({
+      ...{ kind, step, createdAt, file, bytes, sha256 },
+      ...(continues && { continues: continues.after.length }),
     }));
   }
 

@@ -307,7 +307,7 @@ export class Recovery {
     if (!isStateOf(id, manifest.state)) throw notOf(id, folder, manifest);
     const state = manifest.state as RunState;
     if (!shards) return Run.restore(state, tensors, null, this.#life);
-    const first = await restoreShards(shards, join(folder, manifest.file), state);
+    const first = await restoreShards(shards, folder, manifest, state);
     return Run.restore(state, first, shards, this.#life);
   }
 

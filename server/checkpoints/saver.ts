@@ -1,19 +1,24 @@
+import { stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setImmediate as immediate } from 'node:timers/promises';
 import {
   type CheckpointInput,
   type CheckpointManifest,
+  type Continues,
   checkpointFolder,
   listCheckpoints,
   removeCheckpoint,
 } from '../../files/checkpoint.ts';
-import { errorCode } from '../../shared/errors.ts';
+import { DownpourError, errorCode } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';
 import type { CheckpointKind } from '../../shared/trained-last.ts';
 import type { Run } from '../core/run.ts';
+import type { RunTables } from '../core/tables/run-tables.ts';
 import { saveShards } from '../shards/checkpoint.ts';
 import type { ShardPool } from '../shards/pool.ts';
-import type { StateStore } from '../store/state-store.ts';
-import type { SharedCopies } from './copies.ts';
-import { type WriteState, writtenSummary } from './write-state.ts';
+import type { CheckpointRecord, StateStore } from '../store/state-store.ts';
+import { type WriteState, type WrittenChain, writtenSummary } from './write-state.ts';
 import type { CheckpointWriter } from './writer.ts';
 
 export interface SaverOptions {
@@ -23,6 +28,8 @@ export interface SaverOptions {
   readonly token: number;
   readonly shards: ShardPool | null;
   readonly writer: CheckpointWriter;
+  /** Rows that take fewer bytes are written with each checkpoint. */
+  readonly changesBytesMin: number;
   readonly now: () => number;
   readonly log: Log;
   /** A checkpoint is on disk, and this server's. */
@@ -31,9 +38,12 @@ export interface SaverOptions {
 
 /** The tensors of a run as they were at one moment. */
 interface CopiesOfRun {
+  /** All of them, when they are copied. Rows are copied in pieces: what arrives is dealt with between two of them. */
   tensors(): Promise<CheckpointInput['tensors']>;
+  /** What they continue; absent: they are all. */
+  readonly continues?: Continues;
   /** They are written, or never will be. */
-  done(): void;
+  done(isWritten: boolean): void;
 }
 
 /** Writes one checkpoint of a run and enters it in the registry, once. What fails is thrown to the keeper. */
@@ -53,24 +63,41 @@ export class CheckpointSaver {
     const { best } = run;
     const step = kind === 'best' ? best!.step : run.step;
     const began = now();
-    const copies = this.#copies(run, kind, state.copies);
+    const folder = this.#folderOf(run);
+    const chain = kind === 'last' ? await standing(folder, state.chain) : null;
+    // One moment from here on.
+    const copies = this.#copies(run, kind, state, chain);
     const content = run.state(now());
+    const rowBytes = run.tables?.copyBytes();
     if (kind === 'last') state.lastStep = step;
     state.lastAt = now();
-    const folder = this.#folderOf(run);
     const layoutHash = run.layout.hash;
     let manifest: CheckpointManifest;
+    let isWritten = false;
     try {
       const tensors = await copies.tensors();
       const what = { run: run.id, step, kind, layoutHash, tensors };
+      const { continues } = copies;
       manifest = await this.#options.writer.write(folder, {
         ...{ ...what, state: content },
+        ...(continues && { continues }),
         now: new Date(),
       });
+      await this.#mustStillOwn(folder, manifest);
+      isWritten = true;
+    } catch (error) {
+      // Whatever went wrong with the changes, all rows may be written yet.
+      if (!(error instanceof DownpourError)) state.chain = null;
+      throw error;
     } finally {
-      copies.done();
+      copies.done(isWritten);
     }
-    await this.#mustStillOwn(folder, manifest);
+    if (kind === 'last') {
+      const changed = copies.continues ? (chain?.changedBytes ?? 0) + (rowBytes?.changed ?? 0) : 0;
+      const { file, sha256 } = manifest;
+      const after = [...(copies.continues?.after ?? []), { file, sha256 }];
+      state.chain = run.tables ? { after, changedBytes: changed } : null;
+    }
     this.#options.onWritten(manifest);
     state.counts.seconds.add((now() - began) / 1000);
     if (kind === 'best') state.best = { step, file: manifest.file };
@@ -87,7 +114,7 @@ export class CheckpointSaver {
     const { store, token } = this.#options;
     await store.mayWrite(token);
     while (state.unpublished.length > 0) {
-      const { state: _, leftOut: __, ...summary } = state.unpublished[0]!;
+      const summary = summaryOf(state.unpublished[0]!);
       const { moved } = await store.publishCheckpoint(token, run.id, summary);
       if (moved) state.publishedStep = summary.step;
       state.unpublished.shift();
@@ -107,8 +134,8 @@ export class CheckpointSaver {
     const { store, token } = this.#options;
     const manifests = await listCheckpoints(this.#folderOf(run));
     entry.best = bestAmong(manifests, run);
-    for (const { state: _, leftOut: __, ...summary } of manifests) {
-      await store.publishCheckpoint(token, run.id, summary);
+    for (const manifest of manifests) {
+      await store.publishCheckpoint(token, run.id, summaryOf(manifest));
     }
     await this.recordBest(run, entry);
   }
@@ -140,27 +167,33 @@ export class CheckpointSaver {
   }
 
   /** The tensors of this moment. `done` is called when they have been written. */
-  #copies(run: Run, kind: CheckpointKind, copies: SharedCopies): CopiesOfRun {
+  #copies(
+    run: Run,
+    kind: CheckpointKind,
+    { copies }: WriteState,
+    chain: WrittenChain | null,
+  ): CopiesOfRun {
     const { shards } = this.#options;
-    const { make } = copies;
-    const written = () => copies.written({ keep: !run.over });
-    if (shards && run.rangeCount > 1) {
-      const { tensors, done } = saveShards(shards, run, kind, make);
-      return {
-        tensors,
-        done() {
-          done();
-          written();
-        },
-      };
-    }
-    const tensors =
-      kind === 'last'
-        ? run.tensors(make)
-        : kind === 'best'
-          ? run.bestTensors(make)
-          : run.finalTensors(make);
-    return { tensors: async () => tensors, done: written };
+    const { make, room } = copies;
+    const changes = chain !== null && isForChanges(chain, run.tables, this.#options.changesBytesMin);
+    const parts =
+      shards && run.rangeCount > 1
+        ? saveShards(shards, run, kind, { changes, copy: make })
+        : { tensors: run.withoutRows(kind, make), rows: null, done: null };
+    const rows = run.copyRows(kind, { changes, room });
+    return {
+      ...(changes && { continues: { after: chain.after, rows: rows!.groups } }),
+      async tensors() {
+        while (rows?.more()) await immediate();
+        const own = rows?.tensors() ?? [];
+        return [...parts.tensors, ...((await parts.rows?.(own)) ?? own)];
+      },
+      done(isWritten) {
+        if (parts.done) parts.done(isWritten);
+        run.tables?.endCopy(isWritten);
+        copies.written({ keep: !run.over });
+      },
+    };
   }
 
   /** A checkpoint that was written while another server took over must not be resumed from. */
@@ -173,6 +206,32 @@ export class CheckpointSaver {
       throw error;
     }
   }
+}
+
+/** As the registry has a checkpoint: what only its own file needs is left out. */
+function summaryOf(manifest: CheckpointManifest): CheckpointRecord {
+  const { state: _, leftOut: __, continues: ___, ...summary } = manifest;
+  return { ...summary, version: 1 };
+}
+
+/** Whether the next checkpoint is one of changed rows alone. */
+function isForChanges(
+  { after, changedBytes }: WrittenChain,
+  tables: RunTables | null,
+  bytesMin: number,
+): boolean {
+  const { all, changed } = tables?.copyBytes() ?? { all: 0, changed: null };
+  if (changed === null || all < bytesMin) return false;
+  return after.length <= LIMITS.checkpointLinksMax && changedBytes + changed <= all;
+}
+
+/** Those that are still on disk: a person may have removed them. @returns null: the next one has all rows. */
+async function standing(folder: string, chain: WrittenChain | null): Promise<WrittenChain | null> {
+  for (const { file } of chain?.after ?? []) {
+    const found = await stat(join(folder, file)).catch(() => null);
+    if (!found) return null;
+  }
+  return chain;
 }
 
 /** The checkpoint of the run's best evaluation; null: it is not on disk. */

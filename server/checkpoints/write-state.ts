@@ -1,4 +1,4 @@
-import type { CheckpointManifest } from '../../files/checkpoint.ts';
+import type { CheckpointManifest, Continues } from '../../files/checkpoint.ts';
 import type { DownpourError } from '../../shared/errors.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { WriteCounts } from '../watch/counts.ts';
@@ -11,6 +11,14 @@ export type WriteTask = 'registry' | 'record' | 'best' | 'last' | 'final' | 'ear
 export const WRITE_ORDER: readonly WriteTask[] = [
   ...(['registry', 'last', 'best', 'final', 'earlyStopping', 'record'] as const),
 ];
+
+/** Checkpoints that the next one may continue. */
+export interface WrittenChain {
+  /** Oldest first. */
+  readonly after: Continues['after'];
+  /** Bytes of the rows of all but the first. */
+  readonly changedBytes: number;
+}
 
 /** How far the writing of one run is. */
 export interface WriteState {
@@ -37,6 +45,8 @@ export interface WriteState {
   /** Counts the notes. */
   notes: number;
   readonly copies: SharedCopies;
+  /** Null: the next checkpoint of kind `last` has all rows. */
+  chain: WrittenChain | null;
   /** Why the last attempt at each of `tasks` failed. */
   readonly problems: Map<WriteTask, unknown>;
   /** The tasks whose record the store cannot take, since something else is in its place. */
@@ -68,6 +78,7 @@ export function newWriteState(step: number, now: number): WriteState {
     noting: false,
     notes: 0,
     copies: new SharedCopies(),
+    chain: null,
     problems: new Map(),
     spoilt: new Map(),
     spoiltRetryAt: 0,

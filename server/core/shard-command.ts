@@ -231,10 +231,16 @@ const commands = [
       what: SaveKindSchema,
       /** The captured best parameters. */
       best: orNull(Natural),
+      /** Of the rows of tables, those alone that the checkpoint on disk does not have. */
+      changes: Type.Boolean(),
     },
     closed,
   ),
-  Type.Object({ kind: Type.Literal('saved'), ...ofRun, id: Natural }, closed),
+  /** What was kept is needed no more. `isWritten`: the checkpoint is on disk. */
+  Type.Object(
+    { kind: Type.Literal('saved'), ...ofRun, id: Natural, isWritten: Type.Boolean() },
+    closed,
+  ),
   /** A piece of a vector of a checkpoint; it comes with its numbers. */
   Type.Object({ kind: Type.Literal('write'), ...ofRun, name: VectorName, start: Natural }, closed),
   /** All has been written. `best`: under which number the best parameters are. */

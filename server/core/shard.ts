@@ -17,6 +17,7 @@ import type { SaveKind, ShardCommand } from './shard-command.ts';
 import { densePart, type PartOfRows, ShardRows } from './shard-rows.ts';
 import { fragmentBytes, Snapshot } from './snapshot.ts';
 import { createRunTables, PUSHED_ROWS_BYTES_MAX } from './tables/run-tables.ts';
+import type { TablesCopy } from './tables/tables-copy.ts';
 import { type CopyVector, payloadLimits, slice, VECTOR, vectorPlaces } from './vectors.ts';
 
 /**
@@ -118,7 +119,9 @@ interface HeldRun {
   /** Null: the run has no tables. */
   readonly rows: ShardRows | null;
   readonly captures: Map<number, Float32Array>;
-  readonly saved: Map<number, ReadonlyMap<string, Float32Array>>;
+  readonly saved: Map<number, Map<string, Float32Array>>;
+  /** Rows that are being copied for one of these; null: all are copied. */
+  copying: { readonly id: number; readonly rows: TablesCopy } | null;
   /** Parts of pushes that wait for a decision, by session and sequence. */
   readonly landed: Map<string, Map<number, LandedPushPart>>;
   /** The worker that is asked for initial parameters; null: nobody is. */
@@ -345,6 +348,8 @@ export class Shard {
         break;
       case 'saved':
         held.saved.delete(command.id);
+        if (held.copying?.id === command.id) held.copying = null;
+        rows?.tables.endCopy(command.isWritten);
         break;
       case 'write':
         if (command.name === BEST) {
@@ -410,9 +415,26 @@ export class Shard {
     }
   }
 
-  /** Names and elements of what a `save` has kept. */
+  /** Copies a piece of the rows that checkpoints are waiting for. @returns false: there is nothing to be copied. */
+  copySome(): boolean {
+    for (const held of this.#runs.values()) {
+      if (!held.copying) continue;
+      if (!held.copying.rows.more()) keepCopied(held);
+      return true;
+    }
+    return false;
+  }
+
+  /** A `save` has kept all that it is to keep. */
+  isCopied(run: string, id: number): boolean {
+    return this.#runs.get(run)?.copying?.id !== id;
+  }
+
+  /** Names and elements of what a `save` has kept. Rows that are not copied yet are copied at once. */
   list(run: string, id: number): { name: string; size: number }[] | null {
-    const saved = this.#runs.get(run)?.saved.get(id);
+    const held = this.#runs.get(run);
+    if (held?.copying?.id === id) keepCopied(held);
+    const saved = held?.saved.get(id);
     return saved ? [...saved].map(([name, { length: size }]) => ({ name, size })) : null;
   }
 
@@ -433,7 +455,7 @@ export class Shard {
       parameters: new Parameters(layout, config, vectorPlaces(config, whole)),
       rows: tables && new ShardRows(tables, config),
       captures: new Map(),
-      saved: new Map(),
+      ...{ saved: new Map(), copying: null },
       landed: new Map(),
       ...{ granted: null, early: null },
       applied: new Map(),
@@ -563,13 +585,20 @@ function captured(held: HeldRun, id: number): Float32Array {
   return values;
 }
 
-/** Keeps copies of this moment for a checkpoint. */
-function save(held: HeldRun, { id, what, best }: Extract<ShardCommand, { kind: 'save' }>): void {
+/** Keeps copies of this moment for a checkpoint. Rows follow, piece by piece. */
+function save(held: HeldRun, command: Extract<ShardCommand, { kind: 'save' }>): void {
+  const { id, what, best, changes } = command;
+  if (held.copying) keepCopied(held);
   const values = best === null ? null : captured(held, best);
-  const saved = saveVectors(held.parameters, what, values);
-  const tensors = held.rows?.tables.saved(what, best) ?? [];
-  for (const { name, values } of tensors) saved.set(name, values);
-  held.saved.set(id, saved);
+  held.saved.set(id, saveVectors(held.parameters, what, values));
+  const rows = held.rows?.tables.beginCopy(what, best, { changes });
+  held.copying = rows ? { id, rows } : null;
+}
+
+function keepCopied(held: HeldRun): void {
+  const { id, rows } = held.copying!;
+  held.copying = null;
+  for (const { name, values } of rows.tensors()) held.saved.get(id)?.set(name, values);
 }
 
 function payloadOf(held: HeldRun, command: Extract<ShardCommand, { kind: 'send' }>): Snapshot {

@@ -1,8 +1,10 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
+import { openWhole } from '../../files/whole-checkpoint.ts';
 import { NAME_PATTERN } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -293,18 +295,33 @@ function addCheckpoints(
           `run '${id}' has no '${kind}' checkpoint yet; GET /runs/${id}/checkpoints lists what there is`,
         );
       }
-      const path = join(checkpointFolder(id), newest.file);
-      const { size } = await stat(path);
+      const folder = checkpointFolder(id);
+      const { bytes, content } = newest.continues
+        ? await wholeContent(folder, newest.file)
+        : await fileContent(join(folder, newest.file));
       return reply
         .type(BYTES_TYPE)
-        .header('content-length', size)
+        .header('content-length', bytes)
         .header(
           'content-disposition',
           `attachment; filename="${id}-${kind}-${newest.step}.safetensors"`,
         )
-        .send(createReadStream(path));
+        .send(content);
     },
   );
+}
+
+async function fileContent(path: string) {
+  const { size } = await stat(path);
+  return { bytes: size, content: createReadStream(path) };
+}
+
+/** Of a checkpoint whose rows are in several files: as if they were in one. */
+async function wholeContent(folder: string, file: string) {
+  const whole = await openWhole(folder, file);
+  const content = Readable.from(whole.stream(), { objectMode: false });
+  content.once('close', () => void whole.close());
+  return { bytes: whole.bytes, content };
 }
 
 /** @throws DownpourError DP_BODY_INVALID. */

@@ -1,4 +1,9 @@
-import { type OpenTensors, openTensors, type StreamedTensor } from '../../files/checkpoint.ts';
+import {
+  type CheckpointManifest,
+  type OpenTensors,
+  openCheckpoint,
+  type StreamedTensor,
+} from '../../files/checkpoint.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { type Layout, layoutSpecs } from '../../shared/layout.ts';
 import { type Range, rangeLayout } from '../../shared/partition.ts';
@@ -25,20 +30,23 @@ let saves = 0;
 
 /** Copies of this moment for a checkpoint. */
 interface SavedShards {
-  /** @throws DownpourError DP_SHARD_LOST. */
-  tensors(): Promise<readonly StreamedTensor[]>;
+  /** All of them but rows. */
+  readonly tensors: readonly StreamedTensor[];
+  /** Rows of tables, when those that are here are copied. @throws DownpourError DP_SHARD_LOST. */
+  rows(own: readonly NamedTensor[]): Promise<readonly StreamedTensor[]>;
   /** They are written, or never will be. */
-  done(): void;
+  done(isWritten: boolean): void;
 }
 
+/** @param changes of the rows, those alone that the checkpoint on disk does not have. */
 export function saveShards(
   pool: ShardPool,
   run: Run,
   what: SaveKind,
-  copy: CopyVector,
+  { changes, copy }: { readonly changes: boolean; readonly copy: CopyVector },
 ): SavedShards {
   const id = ++saves;
-  const own = run.save(id, what, copy);
+  const own = run.save(id, what, { changes, copy });
   const layout = run.layout!;
   const state = run.state(run.nowMs).parameters ?? {};
   const sizes = vectorSizes(run.config, layout, state).set(BEST, layout.exchangedSize);
@@ -65,16 +73,17 @@ export function saveShards(
     pieces: () => pieces(VECTOR, offset, offset + size),
   }));
   for (const name of own.keys()) {
-    if (name === VECTOR || isOfRows(name)) continue;
+    if (name === VECTOR) continue;
     const size = sizes.get(name)!;
     tensors.push({ name, shape: [size], pieces: () => pieces(name, 0, size) });
   }
   return {
-    async tensors() {
-      if (!run.tables) return tensors;
-      return [...tensors, ...(await rowTensors(pool, run, id, own))];
+    tensors,
+    rows: (own) => {
+      const named = new Map(own.map(({ name, values }) => [name, values]));
+      return rowTensors(pool, run, id, named);
     },
-    done: () => run.vector.forgetSaved(id),
+    done: (isWritten) => run.vector.forgetSaved(id, isWritten),
   };
 }
 
@@ -119,15 +128,16 @@ async function rowTensors(
 
 /**
  * Gives the shards their parts of a checkpoint, if the run has several.
- * @param path of the tensor file, checked already.
+ * @param manifest of the checkpoint, whose files are checked already.
  * @returns the tensors of the first range, as `Run.restore` takes them.
  */
 export async function restoreShards(
   pool: ShardPool,
-  path: string,
+  folder: string,
+  manifest: CheckpointManifest,
   state: RunState,
 ): Promise<NamedTensor[]> {
-  const file = await openTensors(path);
+  const file = await openCheckpoint(folder, manifest);
   try {
     if (!state.tensors || !state.parameters || state.initialisations === 0) return [];
     const { id: run, config } = state.options;

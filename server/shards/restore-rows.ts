@@ -1,13 +1,13 @@
 import type { OpenTensors } from '../../files/checkpoint.ts';
 import { concatFloats } from '../../shared/codec.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { wholeKeys } from '../../shared/row-groups.ts';
 import { shardOfRow } from '../../shared/row-shards.ts';
 import { rowShapes } from '../../shared/tables.ts';
 import type { RunState } from '../core/run/state.ts';
 import { RESTORED_BEST } from '../core/run/vector.ts';
 import type { CaptureMoment } from '../core/tables/row-captures.ts';
 import { rowCapacity } from '../core/tables/row-index.ts';
-import { wholeKeys } from '../core/tables/row-tensors.ts';
 import {
   BEST_ROWS,
   CAPTURE_FIELDS,
@@ -25,6 +25,9 @@ const PIECE_ELEMENTS = 2 ** 22;
 
 /** What is needed of the shards. */
 type RowPool = Pick<ShardPool, 'count' | 'tell' | 'tellOne' | 'drained'>;
+/** What rows are read from. */
+type RowSource = Pick<OpenTensors, 'size' | 'read'>;
+
 /** Takes some rows of a shard, field by field. */
 type TakeRows = (shard: number, fields: readonly Float32Array[]) => Promise<void>;
 /** Which capture rows belong to; null: they are the present ones. */
@@ -37,7 +40,7 @@ type OfCapture = ({ readonly id: number } & CaptureMoment) | null;
  */
 export async function restoreRows(
   pool: RowPool,
-  file: OpenTensors,
+  file: RowSource,
   { options: { id: run, config }, tables: saved, best }: RunState,
 ): Promise<NamedTensor[]> {
   if (!saved) return [];
@@ -127,7 +130,7 @@ class RowGiver {
  * @param names of tensors that have a part for each row, the keys first.
  */
 async function cutRowsOf(
-  file: OpenTensors,
+  file: RowSource,
   names: readonly string[],
   count: number,
   take: TakeRows,

@@ -154,6 +154,7 @@ async function listen(server: Server | TlsServer, host: string, port: number): P
 }
 
 type Take = Extract<ToShardControl, { type: 'take' }>;
+type List = Extract<ToShardControl, { type: 'list' }>;
 
 /** A connection to `/control`. */
 interface Control {
@@ -176,6 +177,10 @@ class ShardServer {
   /** Connected, attached or not. */
   readonly #workers = new Set<ShardSession>();
   readonly line: WaitingLine;
+  /** Rows are being copied. */
+  #copying = false;
+  /** What is answered once they are. */
+  readonly #lists: List[] = [];
 
   constructor(log: (line: string) => void, memoryBytesMax: number) {
     this.#log = log;
@@ -239,11 +244,7 @@ class ShardServer {
           this.#obey(control, checkToShardControl(header), payload);
         } catch (error) {
           if (error instanceof DownpourError) fail(error);
-          else {
-            // Its state is not what the coordinator believes: neither can go on.
-            this.#log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
-            this.#refuse(control, error);
-          }
+          else this.#defect(control, error);
         }
       },
       malformed: fail,
@@ -260,6 +261,12 @@ class ShardServer {
     };
   }
 
+  /** The state here is not what the coordinator believes: neither can go on. */
+  #defect(control: Control, error: unknown): void {
+    this.#log(`defect: ${error instanceof Error ? error.stack : String(error)}`);
+    this.#refuse(control, error);
+  }
+
   /** It has said, or asked for, what cannot be done. */
   #refuse({ connection }: Control, error: unknown): void {
     const code = errorCode(error);
@@ -271,6 +278,7 @@ class ShardServer {
   /** Forgets all runs: they belong to the coordinator that made them. */
   #release(code: 'DP_SHARD_LOST' | 'DP_SERVER_STOPPING', why: string): void {
     this.#shard = null;
+    this.#lists.length = 0;
     this.#admitted.clear();
     for (const worker of this.#workers) worker.fail(new DownpourError(code, why));
   }
@@ -286,8 +294,10 @@ class ShardServer {
       if (control.token !== null) return;
       throw new DownpourError('DP_PROTOCOL_ORDER', `'${message.type}' came before 'take'`);
     }
-    if (message.type === 'command') this.#shard.execute(message.command, floatsOf(payload));
-    else if (message.type === 'admit') {
+    if (message.type === 'command') {
+      this.#shard.execute(message.command, floatsOf(payload));
+      if (message.command.kind === 'save') this.#copy();
+    } else if (message.type === 'admit') {
       this.#admitted.add(message.session);
       for (const worker of this.#workers) if (worker.asks === message.session) worker.attach();
     } else if (message.type === 'leave') {
@@ -295,13 +305,39 @@ class ShardServer {
       this.#sessions.get(message.session)?.close(1000);
       this.#shard.leave(message.session);
     } else if (message.type === 'list') {
-      const { request, run, id } = message;
-      this.#tell({ type: 'listed', request, vectors: this.#shard.list(run, id) });
+      if (this.#shard.isCopied(message.run, message.id)) this.#list(message);
+      else this.#lists.push(message);
     } else {
       const { request, run, id, name, start, count } = message;
       const bytes = this.#shard.read(run, id, name, start, count);
       this.#tell({ type: 'read', request, found: bytes !== null }, bytes);
     }
+  }
+
+  /** Copies rows for a checkpoint in pieces: what has come meanwhile is dealt with between two of them. */
+  #copy(): void {
+    const shard = this.#shard;
+    if (this.#copying || !shard) return;
+    this.#copying = true;
+    setImmediate(() => {
+      this.#copying = false;
+      // Another coordinator may have taken over.
+      if (this.#shard !== shard) return;
+      try {
+        const goesOn = shard.copySome();
+        for (const list of this.#lists.splice(0)) {
+          if (shard.isCopied(list.run, list.id)) this.#list(list);
+          else this.#lists.push(list);
+        }
+        if (goesOn) this.#copy();
+      } catch (error) {
+        if (this.#control) this.#defect(this.#control, error);
+      }
+    });
+  }
+
+  #list({ request, run, id }: List): void {
+    this.#tell({ type: 'listed', request, vectors: this.#shard!.list(run, id) });
   }
 
   /** @throws DownpourError DP_STATE_FENCED: it is no longer the owner of the state, as far as is known here. */

@@ -74,9 +74,8 @@ export class RowModel {
   readonly names: readonly string[];
   readonly #configs: readonly TableConfig[];
   #state: ModelState;
-  /** The state before the last push, and the rows that this push has forgotten. */
+  /** The state before the last push. */
   #before: ModelState | null = null;
-  #expired: (readonly [table: number, key: number])[] = [];
 
   constructor(config: RunConfig, state: ModelState | null = null) {
     this.names = rowShapes(config).map(({ name }) => name);
@@ -128,7 +127,6 @@ export class RowModel {
   /** @returns whether all rows are finite. If not, `undo` follows. */
   apply({ rows, readStep, rate, clip, scaleOf }: RowUpdate): boolean {
     this.#before = this.state();
-    this.#expired = [];
     this.#state.rowStep++;
     let finite = true;
     for (const [t, { keys, values }] of rows.entries()) {
@@ -162,7 +160,6 @@ export class RowModel {
     for (const [key, { changed }] of table.rows) {
       if (rowStep - changed <= expireAfter) continue;
       table.rows.delete(key);
-      this.#expired.push([t, key]);
     }
   }
 
@@ -238,7 +235,7 @@ export class RowModel {
     return true;
   }
 
-  /** Takes the last push back. What it had forgotten stays forgotten, and its keys were seen. */
+  /** Takes the last push back, with what it has forgotten. Its keys were seen. */
   undo(): void {
     const after = this.#state;
     const before = this.#before!;
@@ -248,7 +245,6 @@ export class RowModel {
       for (const [key, seen] of waiting) table.waiting.set(key, seen);
       table.dropped = dropped;
     }
-    for (const [t, key] of this.#expired) before.tables[t]!.rows.delete(key);
     this.#state = before;
   }
 

@@ -241,6 +241,8 @@ export class ShardedRun {
   /** What a checkpoint keeps, put together as the file is. */
   save(kind: SaveKind = 'last'): SavedRun {
     const own = this.run.save(7, kind);
+    const rows = this.run.copyRows(kind, { changes: false, room: (n) => new Float32Array(n) });
+    for (const { name, values } of rows?.tensors() ?? []) own.set(name, values);
     const file: NamedTensor[] = [];
     const vector = (name: string): Float32Array => {
       const parts = this.ranges.map(({ start, end }, k) =>
@@ -267,7 +269,7 @@ export class ShardedRun {
       file.push({ name, shape: [], values: concatFloats(parts) });
     }
     const state = JSON.parse(JSON.stringify(this.run.state(0)));
-    this.run.vector.forgetSaved(7);
+    this.run.vector.forgetSaved(7, false);
     return { state, file };
   }
 

@@ -240,6 +240,40 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
       await copier.close(1_000);
     });
 
+    test('copies one of changed rows as one file, and the bucket gives it back alone', async () => {
+      const rows = (keys: number[], step: number) => [
+        { name: 't.keys', shape: [2 * keys.length], values: Float32Array.from(keys.flatMap((k) => [0, k])) },
+        { name: 't.values', shape: [keys.length], values: new Float32Array(keys.length).fill(step) },
+      ];
+      const input = { run: 'r', layoutHash: 'h', now: new Date(), kind: 'last' } as const;
+      const place = checkpointFolder(state(), 'r');
+      const known = { life: 1, options: { createdAt: 'monday' } };
+      const whole = await writeCheckpoint(place, {
+        ...{ ...input, step: 1, tensors: rows([1, 2, 3], 1), state: known },
+      });
+      const { file, sha256 } = whole;
+      const group = { keys: 't.keys', fields: ['t.values'] };
+      const links = { after: [{ file, sha256 }], rows: [group] };
+      const changes = await writeCheckpoint(place, {
+        ...{ ...input, step: 2, tensors: rows([2, 4], 2), state: known, continues: links },
+      });
+      const copier = copierOf();
+      copier.written(changes);
+      await copier.close(60_000);
+      expect(copier.facts()).toMatchObject({ copied: 1, refused: [] });
+      expect((await stems()).filter((stem) => stem.endsWith('.json'))).toHaveLength(1);
+      await rm(state(), { recursive: true });
+      await mkdir(state());
+      await restoreInto(state(), bucketOf(), log);
+      const { manifest, tensors } = (await lastOf('r'))!;
+      expect(manifest).toMatchObject({ step: 2, version: 1, state: known });
+      const [keys, values] = tensors.map((tensor) => [...tensor.values]);
+      expect([keys, values]).toEqual([
+        [0, 1, 0, 3, 0, 2, 0, 4],
+        [1, 1, 2, 2],
+      ]);
+    });
+
     test('keeps those of a later life though it counts from 1 again', async () => {
       const first = copierOf();
       for (const step of [10, 20]) first.written(await write('r', step));

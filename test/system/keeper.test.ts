@@ -181,7 +181,7 @@ test('what else lies in the state folder keeps no run from being recovered', asy
   await mkdir(join(root, 'empty', 'checkpoints'), { recursive: true });
   // A checkpoint of a release that does not exist yet is told, and its run left alone.
   await mkdir(join(root, 'newer', 'checkpoints'), { recursive: true });
-  const manifest = { version: 2, file: 'step-000000001-last-0001.safetensors' };
+  const manifest = { version: 3, file: 'step-000000001-last-0001.safetensors' };
   await writeSealed(join(root, 'newer', 'checkpoints'), 'step-000000001-last-0001.json', manifest);
   const recovered = await recover(createKeeper());
   expect(recovered.map(({ id }) => id)).toEqual([run.id]);

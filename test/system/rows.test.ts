@@ -2,8 +2,15 @@ import { writeFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { readTensors } from '../../files/checkpoint.ts';
+import {
+  checkpointFolder,
+  listCheckpoints,
+  readCheckpoint,
+  readTensors,
+  writeCheckpoint,
+} from '../../files/checkpoint.ts';
 import type { PartialConfig } from '../../shared/config.ts';
+import { wholeKeys } from '../../shared/row-groups.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
@@ -145,4 +152,56 @@ test('rows begin with the vectors of a file, which the server keeps: frozen ones
     expect(rows.get(word)).toBe(Math.fround(Number(Math.sin(word).toFixed(6))));
   }
   for (let word = 1; word < 80; word++) expect(rows.get(word)).toBeCloseTo(Math.sin(word), 0);
+});
+
+test('a checkpoint of changed rows is downloaded and exported as one file with all rows', async () => {
+  const run = 'pretrained';
+  const place = checkpointFolder(cluster.state, run);
+  const base = (await listCheckpoints(place)).findLast(({ kind }) => kind === 'last')!;
+  const { tensors } = await readCheckpoint(place, base);
+  const [keys, values] = ['@table.word.keys', '@table.word.values'];
+  const changed = (name: string, own: Float32Array, width: number) => {
+    // The first row alone, and the second one has gone.
+    if (name === values) return Float32Array.of(42);
+    return own.subarray(0, width);
+  };
+  const count = tensors.find(({ name }) => name === keys)!.values.length / 2;
+  const fields = tensors.filter(({ name }) => /^@table\.word\.[a-z]+$/.test(name) && name !== keys);
+  const gone = { name: '@table.word.gone', shape: [2], values: Float32Array.of(0, 1) };
+  await writeCheckpoint(place, {
+    ...{ run, step: base.step, kind: 'last', layoutHash: base.layoutHash, state: base.state },
+    now: new Date(),
+    tensors: [
+      ...tensors.map((tensor) => {
+        const isRow = tensor.name === keys || fields.includes(tensor);
+        if (!isRow) return tensor;
+        const own = changed(tensor.name, tensor.values, tensor.values.length / count);
+        return { name: tensor.name, shape: [own.length], values: own };
+      }),
+      gone,
+    ],
+    continues: {
+      after: [{ file: base.file, sha256: base.sha256 }],
+      rows: [{ keys: keys!, fields: fields.map(({ name }) => name), gone: gone.name }],
+    },
+  });
+  const [listed] = (await cluster.client.checkpoints(run)).slice(-1);
+  expect(listed).toMatchObject({ kind: 'last', continues: 1 });
+  const path = join(cluster.folder, 'last.safetensors');
+  await writeFile(path, await cluster.client.checkpointFile(run, 'last'));
+  const where = ['--server', cluster.url, '--experiments', FIXTURES];
+  const to = join(cluster.folder, 'exported-last');
+  await outputOf('export', run, ...where, '--kind', 'last', '--to', to, '--format', 'safetensors');
+  for (const file of [path, join(to, `${run}.safetensors`)]) {
+    const { tensors } = await readTensors(file);
+    const of = (name: string) => tensors.find((tensor) => tensor.name === name)!.values;
+    expect(tensors.map(({ name }) => name)).not.toContain(gone.name);
+    const got = new Map(
+      wholeKeys(of(keys!)).map((key, i) => [key, of(values!)[i]!] as const),
+    );
+    expect(got.size).toBe(count - 1);
+    expect(got.get(0)).toBe(42);
+    expect(got.has(1)).toBe(false);
+    expect(got.get(120)).toBe(Math.fround(Number(Math.sin(120).toFixed(6))));
+  }
 });

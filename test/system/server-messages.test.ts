@@ -43,8 +43,8 @@ const commands = [
   { kind: 'forget', run, id: 1 },
   { kind: 'replace', run, by: 1 },
   { kind: 'resetOptimizer', run },
-  { kind: 'save', run, id: 1, what: 'last', best: null },
-  { kind: 'saved', run, id: 1 },
+  { kind: 'save', run, id: 1, what: 'last', best: null, changes: false },
+  { kind: 'saved', run, id: 1, isWritten: true },
   { kind: 'write', run, name: '@parameters', start: 0 },
   { kind: 'restore', run, state, best: null, workers: [['w/1', 3]] },
 ];

@@ -3,6 +3,8 @@ import { type AddressInfo, createServer } from 'node:net';
 import { afterEach, describe, expect, test } from 'vitest';
 import { ShardPool } from '../../server/shards/pool.ts';
 import { type FoundShard, type ShardSource, threadSource } from '../../server/shards/sources.ts';
+import { resolveConfig } from '../../shared/config.ts';
+import type { TensorSpec } from '../../shared/layout.ts';
 import { shardHere } from '../support/shard-server.ts';
 
 /** Which shards a server takes, when some do not answer. */
@@ -41,6 +43,26 @@ function poolOf(source: ShardSource): ShardPool {
   ends.push(() => pool.close());
   return pool;
 }
+
+test('a shard that copies a large table for a checkpoint answers meanwhile', async () => {
+  const found = [at(await livePort())];
+  const pool = poolOf({ find: async () => found, close: async () => {} });
+  await pool.open();
+  const [run, id] = ['r', 1];
+  const tables = { word: { rows: 2 ** 23, width: 1 } };
+  const tensors: TensorSpec[] = [{ name: 'w', shape: [40_000], role: 'trainable' }];
+  pool.tellOne(1, { kind: 'create', run, tensors, config: resolveConfig({ tables }) });
+  pool.tellOne(1, { kind: 'save', run, id, what: 'last', best: null, changes: false });
+  const answers: string[] = [];
+  await Promise.all([
+    // It has all that is to be written.
+    pool.list(1, run, id).then(() => answers.push('listed')),
+    pool
+      .read(1, { run, id, name: '@parameters', start: 0, count: 4 })
+      .then(() => answers.push('read')),
+  ]);
+  expect(answers).toEqual(['read', 'listed']);
+});
 
 describe('a server looks for shards', () => {
   test('and takes another one in the place of one that does not answer', async () => {

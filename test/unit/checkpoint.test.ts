@@ -5,13 +5,18 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import {
+  type CheckpointManifest,
   listCheckpoints,
   newestValidCheckpoint,
   pruneCheckpoints,
   readCheckpoint,
+  readTensors,
   writeCheckpoint,
 } from '../../files/checkpoint.ts';
+import { copyWhole } from '../../files/whole-checkpoint.ts';
 import { type DownpourError, errorCode } from '../../shared/errors.ts';
+import { LIMITS } from '../../shared/limits.ts';
+import { putKey, wholeKeys } from '../../shared/row-groups.ts';
 import type { CheckpointKind } from '../../shared/trained-last.ts';
 
 /** How many more operations on files succeed, and how the next one fails. */
@@ -162,9 +167,9 @@ describe('a checkpoint', () => {
     const { seal } = await import('../../files/atomic-file.ts');
     const { file, ...rest } = await save(5);
     const path = join(folder, file.replace('.safetensors', '.json'));
-    await fs.writeFile(path, seal({ ...rest, file, version: 2 }));
-    await expect(newestValidCheckpoint(folder)).rejects.toThrow(/is of version 2/);
-    await expect(pruneCheckpoints(folder, { keepLast: 1 })).rejects.toThrow(/is of version 2/);
+    await fs.writeFile(path, seal({ ...rest, file, version: 3 }));
+    await expect(newestValidCheckpoint(folder)).rejects.toThrow(/is of version 3/);
+    await expect(pruneCheckpoints(folder, { keepLast: 1 })).rejects.toThrow(/is of version 3/);
     expect(existsSync(path)).toBe(true);
   });
 
@@ -373,5 +378,180 @@ describe('pruning', () => {
     await Promise.all(work);
     expect((await listCheckpoints(folder)).map((m) => m.step)).toEqual([10, 11, 12]);
     expect(await newestStep()).toBe(12);
+  });
+});
+
+describe('a checkpoint of changed rows', () => {
+  const ROWS = [{ keys: '@t.keys', fields: ['@t.values', '@t.flags'], gone: '@t.gone' }] as const;
+  /** Of each step: rows by their keys, flags of some rows, and keys that have gone. */
+  const STEPS = [
+    { rows: { 0: 10, 1: 11, 2: 12, 3: 13, 70000: 14 }, flags: [1], gone: [] },
+    { rows: { 2: 22, 9: 29 }, flags: [], gone: [0] },
+    { rows: { 0: 30, 9: 39 }, flags: [9], gone: [1] },
+    { rows: { 1: 41 }, flags: [], gone: [70_000, 2] },
+  ] as const;
+  const EXPECTED = [
+    { 0: [10, 0], 1: [11, 1], 2: [12, 0], 3: [13, 0], 70000: [14, 0] },
+    { 1: [11, 1], 2: [22, 0], 3: [13, 0], 9: [29, 0], 70000: [14, 0] },
+    { 0: [30, 0], 2: [22, 0], 3: [13, 0], 9: [39, 1], 70000: [14, 0] },
+    { 0: [30, 0], 1: [41, 0], 3: [13, 0], 9: [39, 1] },
+  ];
+
+  /** @param after those that it continues; none: it has all of its rows. */
+  function saveRows(step: number, after: readonly CheckpointManifest[] = []) {
+    const { rows, flags, gone } = STEPS[step % STEPS.length]!;
+    const own = Object.keys(rows).map(Number);
+    const split = (all: readonly number[]) => {
+      const out = new Float32Array(2 * all.length);
+      for (const [i, key] of all.entries()) putKey(out, i, key);
+      return out;
+    };
+    const flat = (name: string, values: Float32Array) => ({ name, shape: [values.length], values });
+    const marked = own.map((key) => Number((flags as readonly number[]).includes(key)));
+    const links = after.map(({ file, sha256 }) => ({ file, sha256 }));
+    return writeCheckpoint(folder, {
+      ...({ run: 'r1', step, kind: 'last', layoutHash: 'a1b2', state: { step }, now } as const),
+      tensors: [
+        { name: 'dense', shape: [2, 1], values: Float32Array.of(step, -step) },
+        flat('@t.keys', split(own)),
+        flat(
+          '@t.values',
+          Float32Array.from(own.flatMap((key) => [(rows as Record<number, number>)[key]!, key])),
+        ),
+        flat('@t.flags', Float32Array.from(flags.length > 0 ? marked : [])),
+        ...(links.length > 0 ? [flat('@t.gone', split(gone))] : []),
+      ],
+      ...(links.length > 0 && { continues: { after: links, rows: ROWS } }),
+    });
+  }
+
+  /** A whole one, and those that continue it. */
+  async function saveChain(): Promise<CheckpointManifest[]> {
+    const chain: CheckpointManifest[] = [];
+    for (let step = 0; step < STEPS.length; step++) chain.push(await saveRows(step, chain));
+    return chain;
+  }
+
+  function rowsOf(tensors: Awaited<ReturnType<typeof readCheckpoint>>['tensors']) {
+    const of = (name: string) => tensors.find((tensor) => tensor.name === name)!.values;
+    return Object.fromEntries(
+      wholeKeys(of('@t.keys')).map((key, i) => {
+        expect(of('@t.values')[2 * i + 1]).toBe(key);
+        return [key, [of('@t.values')[2 * i], of('@t.flags')[i] ?? 0]];
+      }),
+    );
+  }
+
+  it('is read with the rows of those that it continues, and refused by a release that does not know this', async () => {
+    const chain = await saveChain();
+    expect(chain.map(({ version }) => version)).toEqual([1, 2, 2, 2]);
+    for (const [step, manifest] of chain.entries()) {
+      const { tensors } = await readCheckpoint(folder, manifest);
+      expect(rowsOf(tensors)).toEqual(EXPECTED[step]);
+      expect(tensors.map(({ name }) => name)).not.toContain('@t.gone');
+      const [dense] = tensors;
+      expect(dense).toEqual({ name: 'dense', shape: [2, 1], values: Float32Array.of(step, -step) });
+      const alone = join(folder, '..', 'alone');
+      await copyWhole(folder, manifest.file, alone);
+      expect(rowsOf((await readTensors(alone)).tensors)).toEqual(EXPECTED[step]);
+    }
+  });
+
+  it('is passed over where any file that it needs is damaged, for the newest one that is not', async () => {
+    const chain = await saveChain();
+    const names = chain.flatMap(({ file }) => [file, file.replace('.safetensors', '.json')]);
+    const places = await Promise.all(
+      names.map(async (name, i) => ({ i, bits: 8 * (await fs.stat(join(folder, name))).size })),
+    );
+    const place = fc
+      .constantFrom(...places)
+      .chain(({ i, bits }) => fc.tuple(fc.constant(i), fc.nat(bits - 1)));
+    await fc.assert(
+      fc.asyncProperty(place, async ([i, bit]) => {
+        const path = join(folder, names[i]!);
+        const whole = await fs.readFile(path);
+        const flipped = Buffer.from(whole);
+        flipped[bit >> 3]! ^= 1 << (bit & 7);
+        await fs.writeFile(path, flipped);
+        const told: DownpourError[] = [];
+        const newest = await newestValidCheckpoint(folder, { onDamaged: (e) => told.push(e) });
+        const damaged = Math.floor(i / 2);
+        expect(newest?.manifest.step).toBe(damaged === 0 ? undefined : damaged - 1);
+        if (newest) expect(rowsOf(newest.tensors)).toEqual(EXPECTED[damaged - 1]);
+        expect(new Set(told.map(errorCode))).toEqual(new Set(['DP_CHECKPOINT_CORRUPT']));
+        expect(told).toHaveLength(STEPS.length - damaged);
+        await fs.writeFile(path, whole);
+      }),
+      { numRuns: 100, seed: 24 },
+    );
+    expect(await newestStep()).toBe(3);
+  });
+
+  it('is passed over where another one has the name of one that it continues', async () => {
+    const chain = await saveChain();
+    await fs.rm(join(folder, chain[1]!.file));
+    await fs.rm(join(folder, chain[1]!.file.replace('.safetensors', '.json')));
+    expect((await listCheckpoints(folder)).map(({ step }) => step)).toEqual([0]);
+    const { file } = chain[3]!;
+    await expect(readCheckpoint(folder, file)).rejects.toThrow(/it continues .*last-0002/);
+    for (const { file } of chain.slice(2)) await fs.rm(join(folder, file));
+    for (const { file } of chain.slice(2)) {
+      await fs.rm(join(folder, file.replace('.safetensors', '.json')));
+    }
+    const other = await saveRows(5);
+    expect(other.sequence).toBe(2);
+    const [first] = chain;
+    const late = await saveRows(6, [first!, { ...other, sha256: chain[1]!.sha256 }]);
+    await expect(readCheckpoint(folder, late)).rejects.toThrow('it is another one');
+  });
+
+  it('keeps those that it continues, until none needs them; whoever dies while they are removed leaves no half', async () => {
+    const chain = await saveChain();
+    const keep = { keepLast: 1 };
+    expect(await pruneCheckpoints(folder, keep)).toEqual([]);
+    expect(await newestStep()).toBe(3);
+    const next = await saveRows(4);
+    let removed: readonly string[] = [];
+    for (let after = 0; removed.length === 0; after++) {
+      Object.assign(fault, { after, errno: 'CRASH' });
+      removed = await pruneCheckpoints(folder, keep).catch(() => []);
+      Object.assign(fault, { after: Number.POSITIVE_INFINITY, crashed: false });
+      const told: unknown[] = [];
+      await listCheckpoints(folder, { onDamaged: (e) => told.push(e) });
+      expect(told).toEqual([]);
+      expect(await newestStep()).toBe(4);
+    }
+    expect((await listCheckpoints(folder)).map(({ file }) => file)).toEqual([next.file]);
+    expect((await fs.readdir(folder)).length).toBe(2);
+    expect(chain.map(({ file }) => file)).toEqual(expect.arrayContaining([...removed]));
+  });
+
+  it('that dies at any operation of its writing leaves the one before, or is whole', async () => {
+    const chain = [await saveRows(0)];
+    chain.push(await saveRows(1, chain));
+    for (let after = 0, crashed = true; crashed; after++) {
+      Object.assign(fault, { after, errno: 'CRASH' });
+      crashed = await saveRows(2, chain).then(
+        () => false,
+        () => true,
+      );
+      Object.assign(fault, { after: Number.POSITIVE_INFINITY, crashed: false });
+      const newest = (await newestValidCheckpoint(folder))!;
+      expect([1, 2]).toContain(newest.manifest.step);
+      expect(rowsOf(newest.tensors)).toEqual(EXPECTED[newest.manifest.step]);
+    }
+    expect(await newestStep()).toBe(2);
+  });
+
+  it('continues as many as the limit says', async () => {
+    const chain = [await saveRows(0)];
+    while (chain.length < LIMITS.checkpointLinksMax) chain.push(await saveRows(1, chain));
+    await saveRows(2, chain);
+    expect(await newestStep()).toBe(2);
+    chain.push(await saveRows(1, chain));
+    const { file } = await saveRows(3, chain);
+    await expect(readCheckpoint(folder, file)).rejects.toMatchObject({
+      code: 'DP_CHECKPOINT_CORRUPT',
+    });
   });
 });

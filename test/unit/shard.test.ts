@@ -418,7 +418,7 @@ test('a run that is removed leaves nothing on its shards, and they are told noth
   checkShardCommand(told.at(-1)!);
   run.vector.dropParts('s', 1);
   run.vector.revokeParts('s');
-  run.vector.forgetSaved(1);
+  run.vector.forgetSaved(1, true);
   expect(told.length).toBe(before);
   // One that took the place of another shard has never had it.
   for (const shard of others) shard.execute({ kind: 'remove', run: 'r' }, new Float32Array());

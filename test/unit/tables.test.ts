@@ -152,13 +152,15 @@ describe.each<[string, TableConfig['rows'], object]>([
         let rowStep = 0;
         for (const [what, n] of events) {
           const before = read(table, ALL);
+          const stored = table.tensors();
           if (what === 'push' || what === 'undone') {
             const keys = [n, n + 3, n + 8];
             push(table, rowStep + 1, keys, gradientsOf(keys, rowStep));
             if (what === 'push') rowStep++;
             else {
               table.undo();
-              if (!('expireAfter' in config)) expect(read(table, ALL)).toEqual(before);
+              expect(read(table, ALL)).toEqual(before);
+              expect(table.tensors()).toEqual(stored);
             }
           } else if (what === 'capture') {
             table.capture(n, rowStep);
@@ -295,6 +297,20 @@ describe('rows that began with the values of a file', () => {
     expect(table.facts().pretrained).toBe(10);
     for (let step = 22; step <= 40; step++) push(table, step, [16], [1, 1, 1]);
     expect(table.count).toBe(11);
+  });
+
+  test('are the only ones with that factor: the row that takes the place of a removed one is no row of the file', () => {
+    const table = tableOf({ optimizer: { kind: 'sgd' }, pretrainedRate: 0, rowsMax: 12 }, 'hash');
+    table.capture(1, 0);
+    table.stage({ keys: Uint32Array.of(3), values: new Uint8Array(given.buffer, 0, 12) }, 'f32');
+    table.begin(1);
+    expect(table.facts().pretrained).toBe(1);
+    // As it was before the file was read.
+    table.replace(1, 2);
+    expect(table.facts()).toMatchObject({ rows: 0, pretrained: 0 });
+    const before = read(table, [7]);
+    push(table, 3, [7], [1, 1, 1]);
+    for (const [i, x] of read(table, [7]).entries()) expect(before[i]! - x).toBeCloseTo(0.1, 6);
   });
 
   test('are as before in a fork from any kind of checkpoint, and stay frozen there', () => {

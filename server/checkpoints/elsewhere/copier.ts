@@ -1,13 +1,15 @@
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { errnoOf, unseal } from '../../../files/atomic-file.ts';
+import { errnoOf, seal, unseal } from '../../../files/atomic-file.ts';
 import {
   type CheckpointManifest,
   checkpointFolder,
   listCheckpoints,
+  readCheckpoint,
 } from '../../../files/checkpoint.ts';
 import { LABELS_FILE } from '../../../files/records.ts';
+import { openWhole, wholeManifest } from '../../../files/whole-checkpoint.ts';
 import { DownpourError, errorCode, errorText } from '../../../shared/errors.ts';
 import type { Log } from '../../../shared/log.ts';
 import type { CopyFacts } from '../../../shared/rest.ts';
@@ -24,7 +26,7 @@ import {
   placeOfRun,
   TENSORS,
 } from './places.ts';
-import type { Bucket } from './s3.ts';
+import type { Bucket, UploadedFile } from './s3.ts';
 
 /**
  * Copies checkpoints into a bucket once they are on disk, one at a time, beside training. What waits is a name, not a
@@ -53,6 +55,8 @@ interface WantedCopy {
   readonly copy: CheckpointCopy;
   readonly file: string;
   readonly sha256: string;
+  /** Its rows are in several files: the bucket gets one with all of them. */
+  readonly isJoined: boolean;
   /** When the run was created: another run may have had its name. */
   readonly createdAt: string | null;
   /** That its experiment was sent as. */
@@ -103,8 +107,10 @@ export class Copier {
     const { options } = manifest.state as RunState;
     const { file, sha256 } = manifest;
     const { createdAt = null, bundle = null } = options ?? {};
+    const isJoined = manifest.continues !== undefined;
+    const wanted = { copy, file, sha256, isJoined, createdAt, bundle };
     // One that waits already keeps its place in the line.
-    this.#waiting.set(`${copy.run} ${copy.kind}`, { copy, file, sha256, createdAt, bundle });
+    this.#waiting.set(`${copy.run} ${copy.kind}`, wanted);
     this.#work();
   }
 
@@ -332,7 +338,7 @@ export class Copier {
     return false;
   }
 
-  async #copy({ copy, file, sha256, createdAt, bundle }: WantedCopy): Promise<void> {
+  async #copy({ copy, file, sha256, isJoined, createdAt, bundle }: WantedCopy): Promise<void> {
     const { root, mayWrite } = this.#options;
     const { signal } = this.#ending;
     const folder = checkpointFolder(root, copy.run);
@@ -341,7 +347,9 @@ export class Copier {
       await mayWrite();
       // First, so that no copy of a checkpoint is without it.
       if (bundle !== null) await this.#copyBundle(copy.run, bundle, signal);
-      const bytes = await this.#upload(copy, join(folder, file), sha256, signal);
+      const bytes = isJoined
+        ? await this.#uploadWhole(copy, folder, file, signal)
+        : await this.#upload(copy, join(folder, file), sha256, signal);
       // Pruned before its turn: a newer one waits, or is written now.
       if (bytes === null) return;
       this.#counts.bytes += bytes;
@@ -402,6 +410,53 @@ export class Copier {
       throw error;
     } finally {
       for (const { handle } of files) await handle.close();
+    }
+  }
+
+  /** The same of a checkpoint whose rows are in several files: each copy is read alone. */
+  async #uploadWhole(
+    copy: CheckpointCopy,
+    folder: string,
+    file: string,
+    signal: AbortSignal,
+  ): Promise<number | null> {
+    const { bucket, mayWrite } = this.#options;
+    const { key } = copy;
+    const path = join(folder, file);
+    const opened = await this.#openWhole(folder, file, copy);
+    if (!opened) return null;
+    const { whole, manifest } = opened;
+    try {
+      const tensors = inOrder(whole.stream(), manifest.bytes);
+      let bytes = await bucket.putOpen(key + TENSORS, tensors, path, manifest.sha256, signal);
+      await mayWrite();
+      const sealed = seal(manifest);
+      const said = inOrder(
+        (async function* () {
+          yield sealed;
+        })(),
+        sealed.length,
+      );
+      bytes += await bucket.putOpen(key + MANIFEST, said, path, null, signal);
+      return bytes;
+    } finally {
+      await whole.close();
+    }
+  }
+
+  /** @returns null: it is not on disk any more. */
+  async #openWhole(folder: string, file: string, { kind, sequence }: CheckpointCopy) {
+    try {
+      const { manifest } = await readCheckpoint(folder, file, false);
+      const whole = await openWhole(folder, file);
+      return { whole, manifest: await wholeManifest(manifest, whole) };
+    } catch (error) {
+      // It, or one that it continues, may have been pruned since.
+      const newer = (await listCheckpoints(folder)).some(
+        (one) => one.kind === kind && one.sequence > sequence,
+      );
+      if (newer && DAMAGED.includes(errorCode(error))) return null;
+      throw error;
     }
   }
 
@@ -467,4 +522,25 @@ export class Copier {
       );
     }
   }
+}
+
+const DAMAGED: readonly string[] = ['DP_CHECKPOINT_MISSING', 'DP_CHECKPOINT_CORRUPT'];
+
+/** Bytes that come one after the other, to be uploaded as a file is. */
+function inOrder(pieces: AsyncGenerator<Uint8Array>, size: number): UploadedFile {
+  let piece: Uint8Array = new Uint8Array();
+  return {
+    stat: async () => ({ size }),
+    async read(into, offset, length) {
+      while (piece.length === 0) {
+        const { done, value } = await pieces.next();
+        if (done) return { bytesRead: 0 };
+        piece = new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+      }
+      const some = piece.subarray(0, length);
+      into.set(some, offset);
+      piece = piece.subarray(some.length);
+      return { bytesRead: some.length };
+    },
+  };
 }

@@ -1,5 +1,5 @@
 import { createHash, webcrypto } from 'node:crypto';
-import { type FileHandle, open } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { AwsClient } from 'aws4fetch';
 import { diskError, writeAll, writeFileAtomic } from '../../../files/atomic-file.ts';
@@ -131,7 +131,7 @@ export class Bucket {
   /** The same of a file that is open, and may have lost its name. @param path for messages. */
   async putOpen(
     key: string,
-    handle: FileHandle,
+    handle: UploadedFile,
     path: string,
     sha256: string | null,
     signal?: AbortSignal,
@@ -353,6 +353,17 @@ export class Bucket {
   }
 }
 
+/** What is uploaded: a file that is open, or what acts as one. It is read once, from its begin to its end. */
+export interface UploadedFile {
+  stat(): Promise<{ readonly size: number }>;
+  read(
+    into: Uint8Array,
+    offset: number,
+    length: number,
+    position: number,
+  ): Promise<{ readonly bytesRead: number }>;
+}
+
 interface Asked {
   readonly query?: Readonly<Record<string, string>>;
   readonly headers?: Readonly<Record<string, string>>;
@@ -382,7 +393,7 @@ interface UploadPart {
 /** A file in parts, read one after the other into the same memory. */
 class Parts {
   readonly count: number;
-  readonly #handle: FileHandle;
+  readonly #handle: UploadedFile;
   readonly #path: string;
   readonly #size: number;
   readonly #partBytes: number;
@@ -390,7 +401,7 @@ class Parts {
   readonly #whole = createHash('sha256');
 
   constructor(
-    handle: FileHandle,
+    handle: UploadedFile,
     path: string,
     size: number,
     partBytes: number,

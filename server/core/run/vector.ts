@@ -21,8 +21,10 @@ import { BEST, type RunShards, rangesOf, saveVectors } from '../shard.ts';
 import type { RowsUpdate, SaveKind, ShardCommand } from '../shard-command.ts';
 import { Snapshot } from '../snapshot.ts';
 import type { StepOptions } from '../step-options.ts';
+import type { RoomFor } from '../tables/row-copy.ts';
 import { RowParts } from '../tables/row-parts.ts';
 import { createRunTables, type RunTables, type RunTablesState } from '../tables/run-tables.ts';
+import type { TablesCopy } from '../tables/tables-copy.ts';
 import {
   type CopyVector,
   flatTensor,
@@ -347,27 +349,36 @@ export class Vector {
   // Checkpoints.
 
   /**
-   * Has all shards keep copies of this moment for a checkpoint.
+   * Has all shards keep copies of this moment for a checkpoint. Rows are copied by `copyRows`.
    * @param id under which the others give theirs. @param best its capture.
+   * @param changes of the rows, those alone that the checkpoint on disk does not have.
    * @returns those of the first range; see `saveVectors`.
    */
   save(
     id: number,
     what: SaveKind,
     best: number | null,
+    changes: boolean,
     copy: CopyVector,
   ): Map<string, Float32Array> {
     const kept = what === 'final' ? null : best;
-    this.#tell({ kind: 'save', run: this.#run, id, what, best: kept });
+    this.#tell({ kind: 'save', run: this.#run, id, what, best: kept, changes });
     const values = kept === null ? null : this.captured(kept);
-    const saved = saveVectors(this.mustParameters, what, values, copy);
-    for (const { name, values } of this.tables?.saved(what, kept) ?? []) saved.set(name, values);
-    return saved;
+    return saveVectors(this.mustParameters, what, values, copy);
   }
 
-  /** The other shards need the copies no more. */
-  forgetSaved(id: number): void {
-    this.#tell({ kind: 'saved', run: this.#run, id });
+  /** The other shards need the copies no more. @param isWritten the checkpoint is on disk. */
+  forgetSaved(id: number, isWritten: boolean): void {
+    this.#tell({ kind: 'saved', run: this.#run, id, isWritten });
+  }
+
+  /** As `RunTables.beginCopy`, of the rows that are here; null: the run has no tables. */
+  copyRows(
+    what: SaveKind,
+    best: number | null,
+    how: { readonly changes: boolean; readonly room: RoomFor },
+  ): TablesCopy | null {
+    return this.tables?.beginCopy(what, what === 'final' ? null : best, how) ?? null;
   }
 
   /**
@@ -375,17 +386,28 @@ export class Vector {
    * of the average as `@average.<symbol>`, the best parameters: flat.
    */
   tensors(best: number | null, copy: CopyVector): NamedTensor[] {
+    const tensors = this.withoutRows(best, copy);
+    if (this.tables) tensors.push(...this.tables.tensors(best, null));
+    return tensors;
+  }
+
+  /** The same without the rows of tables. */
+  withoutRows(best: number | null, copy: CopyVector): NamedTensor[] {
     const tensors = this.mustParameters.kept.tensors(copy);
     if (best !== null) tensors.push(flatTensor(BEST, copy(this.captured(best))));
-    if (this.tables) tensors.push(...this.tables.tensors(best, null, copy));
     return tensors;
   }
 
   /** Parameters by their names. @param best its capture; null: the present ones. */
   named(best: number | null, copy: CopyVector = slice): NamedTensor[] {
-    const exchanged = best === null ? undefined : this.captured(best);
-    const tensors = this.mustParameters.kept.named(exchanged, copy);
+    const tensors = this.namedWithoutRows(best, copy);
     return this.tables ? [...tensors, ...this.tables.named(best, copy)] : tensors;
+  }
+
+  /** The same without the rows of tables. */
+  namedWithoutRows(best: number | null, copy: CopyVector): NamedTensor[] {
+    const exchanged = best === null ? undefined : this.captured(best);
+    return this.mustParameters.kept.named(exchanged, copy);
   }
 
   /**
@@ -424,7 +446,7 @@ export class Vector {
 
   /** Rows of the tables among the live vectors. */
   rowVectors({ best, evaluated }: CapturesInUse): [name: string, values: Float32Array][] {
-    const tensors = this.tables?.tensors(best, evaluated, (values) => values) ?? [];
+    const tensors = this.tables?.tensors(best, evaluated) ?? [];
     return tensors.map(({ name, values }) => [name, values]);
   }
 

@@ -17,8 +17,10 @@ import type {
 import type { EarlyStoppingState } from '../early-stopping.ts';
 import type { LandingRoom } from '../landing-rooms.ts';
 import type { SaveKind } from '../shard-command.ts';
+import type { RoomFor } from '../tables/row-copy.ts';
 import type { RowParts } from '../tables/row-parts.ts';
 import type { RunTables } from '../tables/run-tables.ts';
+import type { TablesCopy } from '../tables/tables-copy.ts';
 import { troubleText } from '../trouble.ts';
 import { type CopyVector, type NamedTensor, slice } from '../vectors.ts';
 import type { LostNote, Seen } from './calls.ts';
@@ -334,8 +336,27 @@ export class RunView {
   }
 
   /** Has all shards keep copies of this moment for a checkpoint: see `Vector.save`. */
-  save(id: number, what: SaveKind, copy: CopyVector = slice): Map<string, Float32Array> {
-    return this.inside.components.vector.save(id, what, this.bestCapture, copy);
+  save(
+    id: number,
+    what: SaveKind,
+    { changes = false, copy = slice }: { changes?: boolean; copy?: CopyVector } = {},
+  ): Map<string, Float32Array> {
+    return this.inside.components.vector.save(id, what, this.bestCapture, changes, copy);
+  }
+
+  /** Begins to copy the rows of this moment for a checkpoint: see `Vector.copyRows`. */
+  copyRows(
+    what: SaveKind,
+    how: { readonly changes: boolean; readonly room: RoomFor },
+  ): TablesCopy | null {
+    return this.inside.components.vector.copyRows(what, this.bestCapture, how);
+  }
+
+  /** As `tensors`, `bestTensors` or `finalTensors`, without the rows of tables. */
+  withoutRows(what: SaveKind, copy: CopyVector): NamedTensor[] {
+    const { vector } = this.inside.components;
+    if (what === 'last') return vector.withoutRows(this.bestCapture, copy);
+    return vector.namedWithoutRows(what === 'best' ? this.bestCapture : null, copy);
   }
 
   protected get bestCapture(): number | null {

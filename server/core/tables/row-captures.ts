@@ -1,5 +1,7 @@
+import { wholeKeys } from '../../../shared/row-groups.ts';
 import type { InitialRow } from './initial-rows.ts';
-import { type RowTensors, splitKeys, wholeKeys } from './row-tensors.ts';
+import { CaptureCopy, type KeptRows, type RoomFor } from './row-copy.ts';
+import type { RowTensors } from './row-tensors.ts';
 
 /**
  * Moments of a table that are looked at later: an evaluation, the best parameters. A capture is a row step. A row that
@@ -16,8 +18,13 @@ export interface CaptureMoment {
 export interface RowCapture {
   readonly at: CaptureMoment;
   readonly initial: InitialRow;
-  /** Rows that have changed since, by key, as they were. Null: the row had its initial values. */
+  /** Rows that have changed since, by key, as they were. Null: the row had its initial values. Never changed, only added to. */
   readonly rows: Map<number, Float32Array | null>;
+  /** Counts of `rows`. */
+  readonly kept: { rows: number; initial: number };
+  /** The first ones, which the checkpoint on disk has, and which the one has that is being written; null: it has no such capture. */
+  onDisk: KeptRows | null;
+  writing: KeptRows | null;
 }
 
 /** What a capture has kept, in a checkpoint. */
@@ -50,7 +57,14 @@ export class RowCaptures {
   }
 
   make(id: number, at: CaptureMoment, initial: InitialRow): void {
-    this.#captures.set(id, { at, initial, rows: new Map() });
+    const none = { onDisk: null, writing: null };
+    this.#captures.set(id, {
+      at,
+      initial,
+      rows: new Map(),
+      kept: { rows: 0, initial: 0 },
+      ...none,
+    });
   }
 
   forget(id: number): void {
@@ -70,32 +84,55 @@ export class RowCaptures {
       // It was kept before, or the capture is older than its last change, before which it was kept.
       if (last > at.rowStep || rows.has(key)) continue;
       if (last === 0) {
-        rows.set(key, null);
+        add(capture, key, null);
         continue;
       }
       const row = new Float32Array(this.#width);
       this.#read(key, capture, row);
-      rows.set(key, row);
+      add(capture, key, row);
     }
   }
 
-  tensors(id: number): RowTensorsOfCapture {
-    const keys: number[] = [];
-    const initial: number[] = [];
-    const { rows } = this.of(id);
-    for (const [key, row] of rows) (row ? keys : initial).push(key);
-    const values = new Float32Array(keys.length * this.#width);
-    for (const [i, key] of keys.entries()) values.set(rows.get(key)!, i * this.#width);
-    return { keys: splitKeys(keys), values, initial: splitKeys(initial) };
+  /**
+   * Copies what was kept up to now.
+   * @param changes without what the checkpoint on disk has, if it has the capture.
+   */
+  copy(id: number, changes: boolean, room: RoomFor): CaptureCopy {
+    const capture = this.of(id);
+    const { onDisk } = capture;
+    return new CaptureCopy(capture, this.#width, (changes && onDisk) || NOTHING, room);
+  }
+
+  /** A checkpoint of this moment is being written. */
+  beginWriting(id: number): void {
+    const capture = this.of(id);
+    capture.writing = { ...capture.kept };
+  }
+
+  endWriting(isWritten: boolean): void {
+    for (const capture of this.#captures.values()) {
+      // Others are not in the checkpoint that is the newest now.
+      if (isWritten) capture.onDisk = capture.writing;
+      capture.writing = null;
+    }
   }
 
   /** Adds what was kept of a capture. */
   restore(id: number, at: CaptureMoment, initial: InitialRow, kept: RowTensorsOfCapture): void {
-    const rows = this.#captures.get(id)?.rows ?? new Map<number, Float32Array | null>();
-    for (const key of wholeKeys(kept.initial)) rows.set(key, null);
+    if (!this.#captures.has(id)) this.make(id, at, initial);
+    const capture = this.of(id);
+    for (const key of wholeKeys(kept.initial)) add(capture, key, null);
     for (const [i, key] of wholeKeys(kept.keys).entries()) {
-      rows.set(key, kept.values.slice(i * this.#width, (i + 1) * this.#width));
+      add(capture, key, kept.values.slice(i * this.#width, (i + 1) * this.#width));
     }
-    this.#captures.set(id, { at, initial, rows });
   }
 }
+
+function add({ rows, kept }: RowCapture, key: number, row: Float32Array | null): void {
+  if (rows.has(key)) return;
+  rows.set(key, row);
+  kept.rows++;
+  if (!row) kept.initial++;
+}
+
+const NOTHING: KeptRows = { rows: 0, initial: 0 };

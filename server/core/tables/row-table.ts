@@ -1,10 +1,10 @@
 import { DownpourError } from '../../../shared/errors.ts';
 import type { RowTableFacts } from '../../../shared/rest.ts';
+import { wholeKeys } from '../../../shared/row-groups.ts';
 import { ALL_ROWS, type RowShare } from '../../../shared/row-shards.ts';
 import type { EncodedRows, RowEncoding, TableRows } from '../../../shared/rows.ts';
 import type { TableConfig } from '../../../shared/tables.ts';
 import type { Clip } from '../fused.ts';
-import type { CopyVector } from '../vectors.ts';
 import { createInitialRow, type InitialRow } from './initial-rows.ts';
 import {
   type CaptureMoment,
@@ -12,17 +12,13 @@ import {
   RowCaptures,
   type RowTensorsOfCapture,
 } from './row-captures.ts';
+import { type CaptureCopy, freshRoom, type RoomFor, RowCopy } from './row-copy.ts';
 import { createRowIndex, type RowIndex, type RowIndexState, rowCapacity } from './row-index.ts';
 import { NUMBERS_OF_ROW, RowMemory } from './row-memory.ts';
 import { createRowRule, type RowRule } from './row-rules.ts';
-import {
-  type RowTensors,
-  splitDoubles,
-  splitKeys,
-  wholeDoubles,
-  wholeKeys,
-} from './row-tensors.ts';
+import { type RowTensors, wholeDoubles } from './row-tensors.ts';
 import { RowUndo } from './row-undo.ts';
+import { RowsOnDisk } from './rows-on-disk.ts';
 import { StagedRows } from './staged-rows.ts';
 
 /**
@@ -77,6 +73,9 @@ export class RowTable {
   #decay = 0;
   #count = 0;
   readonly #captures: RowCaptures;
+  readonly #onDisk: RowsOnDisk;
+  /** The copy that a checkpoint is written from; null: it is complete, or there is none. */
+  #copying: RowCopy | null = null;
   /** Gradients of a push. */
   readonly #staged: StagedRows;
   /** Slots of the rows that are staged; below 0: they have none yet. */
@@ -103,6 +102,7 @@ export class RowTable {
       decays: weightDecay > 0,
     });
     this.#index = createRowIndex(config, share);
+    this.#onDisk = new RowsOnDisk(this.#index.capacity);
     this.#staged = new StagedRows(this.#memory);
     this.#undo = new RowUndo(this.#memory);
     this.#seed = seed;
@@ -141,6 +141,10 @@ export class RowTable {
 
   /** All rows have their initial values; captures stay as they are. */
   reset(seed: number): void {
+    this.#copying?.finish();
+    this.#copying = null;
+    this.#onDisk.reset();
+    this.#captures.endWriting(false);
     if (!this.#captures.isEmpty) for (const slot of this.#used()) this.#keep(slot);
     this.#seed = seed;
     this.#initial = this.#initialOf(seed);
@@ -196,7 +200,7 @@ export class RowTable {
     const { rowStep, rate, clip } = update;
     const { learningRate, weightDecay, maxNorm, expireAfter } = this.#config;
     const { keys } = this.#staged;
-    this.#undo.begin(keys.length, this.#decay);
+    this.#undo.begin(keys.length, { decay: this.#decay, rowStep });
     if (learningRate === 0) return true;
     const own = rate * learningRate;
     if (weightDecay > 0) this.#decay += Math.log(Math.max(KEEP_MIN, 1 - own * weightDecay));
@@ -235,6 +239,7 @@ export class RowTable {
     if (slot < 0) return;
     const last = changed[slot]!;
     if (!this.#captures.isEmpty) this.#captures.keep(key, last);
+    if (this.#copying) this.#copying.before(slot);
     if (last === 0) this.#initial(key, addresses.theta + 4 * slot * width);
     let missed = 1;
     if (decays.length > 0) {
@@ -256,20 +261,32 @@ export class RowTable {
   /** @param rowStep of its last change; 0: it has its initial values again. */
   #mark(slot: number, rowStep: number): void {
     const { changed } = this.#memory;
-    this.#count += Number(rowStep > 0) - Number(changed[slot]! > 0);
+    const last = changed[slot]!;
+    this.#count += Number(rowStep > 0) - Number(last > 0);
+    this.#onDisk.note(last, rowStep);
     changed[slot] = rowStep;
   }
 
-  /** Takes the last `apply` back. */
+  /** Takes the last `apply` back, with the rows that it has forgotten. */
   undo(): void {
+    const { rowStep } = this.#undo;
     this.#decay = this.#undo.decay;
-    this.#undo.restore((slot, changed) => {
-      this.#mark(slot, changed);
-      this.#tally.updates--;
-      if (changed > 0) return;
-      this.#index.remove(this.#index.keyOf(slot));
-      if (this.#config.rows === 'hash') this.#tally.admitted--;
-    });
+    this.#undo.restore(
+      (slot, changed) => {
+        this.#mark(slot, changed);
+        this.#tally.updates--;
+        if (changed > 0) return;
+        this.#index.remove(this.#index.keyOf(slot));
+        if (this.#config.rows === 'hash') this.#tally.admitted--;
+      },
+      (key, changed) => {
+        const slot = this.#index.insert(key);
+        this.#mark(slot, changed);
+        this.#onDisk.returned(key, rowStep);
+        this.#tally.forgotten--;
+        return slot;
+      },
+    );
   }
 
   // Reading.
@@ -361,7 +378,10 @@ export class RowTable {
     this.#captures.forget(id);
   }
 
+  /** The row of a slot is about to change: it is kept for those who look at it as it was. */
   #keep(slot: number): void {
+    this.#copying?.before(slot);
+    if (this.#captures.isEmpty) return;
     this.#captures.keep(this.#index.keyOf(slot), this.#memory.changed[slot]!);
   }
 
@@ -376,7 +396,7 @@ export class RowTable {
       const slot = row === null ? this.#index.find(key) : -1;
       if (slot < 0) continue;
       this.#keep(slot);
-      this.#remove(slot, key);
+      this.#remove(slot, key, rowStep);
     }
     for (const [key, row] of then.rows) {
       if (row === null) continue;
@@ -392,10 +412,14 @@ export class RowTable {
     this.#initial = then.initial;
   }
 
-  /** The row has its initial values again. */
-  #remove(slot: number, key: number): void {
+  /** The row has its initial values again, and is no row of a file any more. */
+  #remove(slot: number, key: number, rowStep: number): void {
     this.#index.remove(key);
+    this.#onDisk.removed(key, rowStep);
     this.#mark(slot, 0);
+    if (!this.#isPretrained(slot)) return;
+    this.#pretrained[slot] = 0;
+    this.#pretrainedCount--;
   }
 
   /**
@@ -419,6 +443,7 @@ export class RowTable {
     for (let i = 0; i < keys.length; i++) {
       const slot = this.#index.insert(keys[i]!);
       if (slot < 0) throw full(this.name, this.#index.capacity);
+      this.#keep(slot);
       theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
       this.#mark(slot, rowStep);
       if (decays.length > 0) decays[slot] = this.#decay;
@@ -442,8 +467,10 @@ export class RowTable {
     for (let slot = 0; slot < changed.length; slot++) {
       const last = changed[slot]!;
       if (last === 0 || rowStep - last <= expireAfter! || this.#isPretrained(slot)) continue;
+      const key = this.#index.keyOf(slot);
       this.#keep(slot);
-      this.#remove(slot, this.#index.keyOf(slot));
+      this.#undo.forget(key, slot);
+      this.#remove(slot, key, rowStep);
       this.#tally.forgotten++;
     }
   }
@@ -455,19 +482,56 @@ export class RowTable {
   }
 
   /** Rows that have values of their own, with all that belongs to them. */
-  tensors(copy: CopyVector): RowTensors {
-    const slots = this.#used();
-    const { width, stateSize, theta, state, changed, decays } = this.#memory;
-    const keys = Float64Array.from(slots);
-    for (let i = 0; i < keys.length; i++) keys[i] = this.#index.keyOf(slots[i]!);
-    return {
-      keys: copy(splitKeys(keys)),
-      values: copy(rowsAt(slots, theta, width)),
-      state: copy(rowsAt(slots, state, stateSize)),
-      changed: copy(splitDoubles(numbersAt(slots, changed))),
-      decays: copy(splitDoubles(decays.length > 0 ? numbersAt(slots, decays) : NO_NUMBERS)),
-      pretrained: copy(this.#flagsOf(slots)),
-    };
+  tensors(): RowTensors {
+    const copy = this.#copyOf(null, Infinity, freshRoom);
+    copy.finish();
+    return copy.tensors;
+  }
+
+  /** @param since that of rows on disk; null: all rows. */
+  #copyOf(since: number | null, until: number, room: RoomFor): RowCopy {
+    const isPretrained =
+      this.#pretrainedCount > 0 ? (slot: number) => this.#isPretrained(slot) : null;
+    const rows =
+      since === null
+        ? { since: 0, until, count: this.#count, gone: [], isPretrained }
+        : { since, until, count: this.#onDisk.changed, gone: this.#onDisk.gone, isPretrained };
+    return new RowCopy(this.#memory, this.#index, rows, room);
+  }
+
+  /**
+   * Begins to copy the rows of this moment for a checkpoint; see `RowCopy`.
+   * @param rowStep of now. @param changes those alone that the checkpoint on disk does not have.
+   */
+  beginCopy(rowStep: number, changes: boolean, room: RoomFor): RowCopy {
+    this.#copying?.finish();
+    const { step } = this.#onDisk;
+    if (changes && step === null) throw new Error(`table ${this.name} has no rows on disk`);
+    this.#copying = this.#copyOf(changes ? step : null, rowStep, room);
+    this.#onDisk.begin(rowStep);
+    return this.#copying;
+  }
+
+  /** The rows are copied. */
+  copied(): void {
+    this.#copying = null;
+  }
+
+  /** @param isWritten the checkpoint is on disk. */
+  endCopy(isWritten: boolean): void {
+    this.#copying = null;
+    // Of a checkpoint of another kind, or of rows that have begun afresh since.
+    if (!this.#onDisk.isWriting) return;
+    this.#onDisk.end(isWritten);
+    this.#captures.endWriting(isWritten);
+  }
+
+  /** Bytes of a checkpoint's rows: of all, and of those alone that have changed since the one on disk; null: all have to be written. */
+  copyBytes(): { readonly all: number; readonly changed: number | null } {
+    const { width, stateSize, decays } = this.#memory;
+    const rowBytes = 4 * (width + stateSize + 5 + (decays.length > 0 ? 3 : 0));
+    const { step, changed } = this.#onDisk;
+    return { all: rowBytes * this.#count, changed: step === null ? null : rowBytes * changed };
   }
 
   /** @returns empty: no row is pretrained. */
@@ -549,9 +613,22 @@ export class RowTable {
     return this.#captures.of(id).at;
   }
 
-  /** Rows that have changed since a capture, as they were then. */
-  captured(id: number): RowTensorsOfCapture {
-    return this.#captures.tensors(id);
+  /**
+   * Copies rows that have changed since a capture, as they were then.
+   * @param changes without those that the checkpoint on disk has.
+   */
+  copyCaptured(id: number, changes: boolean, room: RoomFor): CaptureCopy {
+    return this.#captures.copy(id, changes, room);
+  }
+
+  /** A checkpoint of this moment has what the capture has kept up to now. */
+  beginWriting(id: number): void {
+    this.#captures.beginWriting(id);
+  }
+
+  /** The checkpoint on disk has some rows of the capture. */
+  isOnDisk(id: number): boolean {
+    return this.#captures.of(id).onDisk !== null;
   }
 
   /** The same, of a table that is being restored; added to what has been restored of it. */
@@ -569,27 +646,6 @@ export interface RowsAtMoment extends TableRows {
   readonly at: CaptureMoment;
   /** As in `RowTensors`. */
   readonly pretrained: Float32Array;
-}
-
-const NO_NUMBERS = new Float64Array();
-
-/** Rows of slots that rise, shape [slots, width]. Neighbours are copied at once. */
-function rowsAt(slots: Int32Array, rows: Float32Array, width: number): Float32Array {
-  const out = new Float32Array(slots.length * width);
-  for (let from = 0; from < slots.length; ) {
-    const first = slots[from]!;
-    let end = from + 1;
-    while (end < slots.length && slots[end] === first + end - from) end++;
-    out.set(rows.subarray(first * width, (first + end - from) * width), from * width);
-    from = end;
-  }
-  return out;
-}
-
-function numbersAt(slots: Int32Array, numbers: Float64Array): Float64Array {
-  const out = new Float64Array(slots.length);
-  for (let i = 0; i < slots.length; i++) out[i] = numbers[slots[i]!]!;
-  return out;
 }
 
 const full = (name: string, capacity: number) =>

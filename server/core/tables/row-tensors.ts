@@ -1,3 +1,5 @@
+import { putKey } from '../../../shared/row-groups.ts';
+
 /**
  * Rows as tensors of a checkpoint, which are all in f32. Keys and row steps do not fit in one f32, so they have several:
  * nothing is rounded, and any reader of safetensors can put them together.
@@ -17,38 +19,27 @@ export interface RowTensors {
   readonly pretrained: Float32Array;
 }
 
-const LOW = 2 ** 16;
-
 /** @returns shape [n, 2]. */
 export function splitKeys(keys: ArrayLike<number>): Float32Array {
   const split = new Float32Array(2 * keys.length);
-  for (let i = 0; i < keys.length; i++) {
-    const key = keys[i]!;
-    split[2 * i] = Math.floor(key / LOW);
-    split[2 * i + 1] = key % LOW;
-  }
+  for (let i = 0; i < keys.length; i++) putKey(split, i, keys[i]!);
   return split;
-}
-
-export function wholeKeys(split: Float32Array): number[] {
-  return Array.from(
-    { length: split.length / 2 },
-    (_, i) => LOW * split[2 * i]! + split[2 * i + 1]!,
-  );
 }
 
 /** Each as a sum of three f32, which have more digits together than an f64. @returns shape [n, 3]. */
 export function splitDoubles(values: Float64Array): Float32Array {
   const split = new Float32Array(3 * values.length);
-  for (let i = 0; i < values.length; i++) {
-    const value = values[i]!;
-    const high = Math.fround(value);
-    const middle = Math.fround(value - high);
-    split[3 * i] = high;
-    split[3 * i + 1] = middle;
-    split[3 * i + 2] = value - high - middle;
-  }
+  for (let i = 0; i < values.length; i++) putDouble(split, i, values[i]!);
   return split;
+}
+
+/** @param out shape [n, 3]. */
+export function putDouble(out: Float32Array, i: number, value: number): void {
+  const high = Math.fround(value);
+  const middle = Math.fround(value - high);
+  out[3 * i] = high;
+  out[3 * i + 1] = middle;
+  out[3 * i + 2] = value - high - middle;
 }
 
 export function wholeDoubles(split: Float32Array): Float64Array {

@@ -5,6 +5,7 @@ import { LIMITS } from '../../../shared/limits.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import type { Push } from '../../../shared/protocol.ts';
 import type { RowTableFacts } from '../../../shared/rest.ts';
+import { type RowGroup, wholeKeys } from '../../../shared/row-groups.ts';
 import { ALL_ROWS, mustBeOwnRows, type RowShare } from '../../../shared/row-shards.ts';
 import {
   decodeKeys,
@@ -19,14 +20,10 @@ import type { CheckpointKind } from '../../../shared/trained-last.ts';
 import type { Clip } from '../fused.ts';
 import { type CopyVector, flatTensor, type NamedTensor, takeTensor } from '../vectors.ts';
 import type { CaptureMoment } from './row-captures.ts';
+import { freshRoom, type RoomFor } from './row-copy.ts';
 import { RowTable, type RowTableState } from './row-table.ts';
-import {
-  type RowTensors,
-  splitDoubles,
-  splitKeys,
-  wholeDoubles,
-  wholeKeys,
-} from './row-tensors.ts';
+import { type RowTensors, splitDoubles, splitKeys, wholeDoubles } from './row-tensors.ts';
+import { TablesCopy } from './tables-copy.ts';
 
 /**
  * The tables of a run, all under one clock: the row step, which counts the pushes whose rows were applied. The rows of a
@@ -55,6 +52,8 @@ const PREFIX = `${STATE_PREFIX}table.`;
 export const ROW_FIELDS = ['keys', 'values', 'state', 'changed', 'decays', 'pretrained'] as const;
 export const CAPTURE_FIELDS = ['keys', 'values', 'initial'] as const;
 export const BEST_ROWS = 'best';
+/** Keys whose rows have their initial values again, in a checkpoint of changes. */
+const GONE = 'gone';
 const EVALUATED_ROWS = 'evaluated';
 /** Keys that wait on other shards than the first one, with their sightings, and what was dropped there. */
 const WAITING = 'waiting';
@@ -288,33 +287,78 @@ export class RunTables {
     return { rowStep: this.#rowStep, seed: this.#seed, tables, captures };
   }
 
-  /** Private copies of all rows that have values of their own, and of what captures keep. */
-  tensors(best: number | null, evaluated: number | null, copy: CopyVector): NamedTensor[] {
-    const tensors: NamedTensor[] = [];
-    for (const table of this.#tables) {
-      const own = table.tensors(copy);
-      for (const field of ROW_FIELDS)
-        tensors.push(flatTensor(rowsName(table.name, field), own[field]));
-      for (const [name, id] of capturesOf(best, evaluated)) {
-        const { keys, values, initial } = table.captured(id);
-        tensors.push(flatTensor(rowsName(table.name, `${name}.initial`), copy(initial)));
-        tensors.push(flatTensor(rowsName(table.name, `${name}.keys`), copy(keys)));
-        tensors.push(flatTensor(rowsName(table.name, `${name}.values`), copy(values)));
-      }
-    }
-    return tensors;
+  /** Copies of all rows that have values of their own, and of what captures keep. */
+  tensors(best: number | null, evaluated: number | null): NamedTensor[] {
+    return this.#tables.flatMap((table) => [
+      ...ofFields(table.name, '', ROW_FIELDS, table.tensors()),
+      ...capturesOf(best, evaluated).flatMap(([name, id]) => {
+        const copy = table.copyCaptured(id, false, freshRoom);
+        while (copy.more());
+        return ofFields(table.name, `${name}.`, CAPTURE_FIELDS, copy);
+      }),
+    ]);
   }
 
-  /** What one of several shards keeps for a checkpoint. @param best capture. */
-  saved(what: CheckpointKind, best: number | null): NamedTensor[] {
+  /**
+   * Begins to copy what a checkpoint of this moment keeps of the rows that are here. `endCopy` follows.
+   * @param best capture. @param changes without the rows that the checkpoint on disk has; of kind `last` alone.
+   */
+  beginCopy(
+    what: CheckpointKind,
+    best: number | null,
+    { changes = false, room = freshRoom }: { changes?: boolean; room?: RoomFor } = {},
+  ): TablesCopy {
     const { index } = this.share;
-    const fresh: CopyVector = (values) => values;
-    if (what === 'last') {
-      const tensors = this.tensors(best, null, fresh);
-      return index === 0 ? tensors : [...tensors, ...this.#elsewhere()];
+    if (what !== 'last') {
+      const fresh: CopyVector = (values) => values;
+      const tensors = this.named(what === 'best' ? best : null, fresh);
+      const own = tensors.filter(({ name }) => index === 0 || !name.endsWith(MODEL_MOMENT));
+      return new TablesCopy([], own);
     }
-    const tensors = this.named(what === 'best' ? best : null, fresh);
-    return tensors.filter(({ name }) => index === 0 || !name.endsWith(MODEL_MOMENT));
+    const parts: { more(): boolean }[] = [];
+    const tensors: NamedTensor[] = [];
+    const groups: RowGroup[] = [];
+    for (const table of this.#tables) {
+      const nameOf = (field: string) => rowsName(table.name, field);
+      const rows = table.beginCopy(this.#rowStep, changes, room);
+      parts.push(rows);
+      tensors.push(...ofFields(table.name, '', ROW_FIELDS, rows.tensors));
+      if (changes) {
+        tensors.push(flatTensor(nameOf(GONE), rows.tensors.gone));
+        const [keys, ...fields] = ROW_FIELDS.map(nameOf);
+        groups.push({ keys: keys!, fields, gone: nameOf(GONE) });
+      }
+      if (best === null) continue;
+      const kept = table.copyCaptured(best, changes, room);
+      parts.push(kept);
+      tensors.push(...ofFields(table.name, `${BEST_ROWS}.`, CAPTURE_FIELDS, kept));
+      if (changes && table.isOnDisk(best)) {
+        const [keys, values, initial] = CAPTURE_FIELDS.map((f) => nameOf(`${BEST_ROWS}.${f}`));
+        groups.push({ keys: keys!, fields: [values!] }, { keys: initial!, fields: [] });
+      }
+      table.beginWriting(best);
+    }
+    if (index > 0) tensors.push(...this.#elsewhere());
+    return new TablesCopy(parts, tensors, groups, () => {
+      for (const table of this.#tables) table.copied();
+    });
+  }
+
+  /** @param isWritten the checkpoint that was copied last is on disk. */
+  endCopy(isWritten: boolean): void {
+    for (const table of this.#tables) table.endCopy(isWritten);
+  }
+
+  /** As `RowTable.copyBytes`, of all tables that are here. */
+  copyBytes(): ReturnType<RowTable['copyBytes']> {
+    let all = 0;
+    let changed: number | null = 0;
+    for (const table of this.#tables) {
+      const bytes = table.copyBytes();
+      all += bytes.all;
+      changed = changed === null || bytes.changed === null ? null : changed + bytes.changed;
+    }
+    return { all, changed };
   }
 
   /** What the JSON half of a checkpoint has of the first shard alone. */
@@ -471,6 +515,16 @@ export const isOfRows = (name: string): boolean => name.startsWith(PREFIX);
 /** What several shards have written beside the JSON half of the tables. */
 export const namesBeside = (state: RunTablesState): string[] =>
   Object.keys(state.tables).flatMap((name) => [rowsName(name, WAITING), rowsName(name, DROPPED)]);
+
+/** Tensors of a table. @param prefix of their names. */
+function ofFields<F extends string>(
+  table: string,
+  prefix: string,
+  fields: readonly F[],
+  values: Readonly<Record<F, Float32Array>>,
+): NamedTensor[] {
+  return fields.map((field) => flatTensor(rowsName(table, prefix + field), values[field]));
+}
 
 function capturesOf(best: number | null, evaluated: number | null): (readonly [string, number])[] {
   const captures: (readonly [string, number])[] = [];
