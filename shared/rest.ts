@@ -333,10 +333,7 @@ export const CheckpointSummarySchema = Type.Object({
   file: Type.String(),
   bytes: N,
   sha256: Type.String(),
-  /**
-   * Files that it needs besides its own, which has only the rows that changed since then. A download has all of them in one.
-   * Absent: none.
-   */
+  /** Files that it needs besides its own, which has changed rows alone. A download is one file with all rows. Absent: none. */
   continues: Type.Optional(N),
 });
 export type CheckpointSummary = Static<typeof CheckpointSummarySchema>;

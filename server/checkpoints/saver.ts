@@ -175,7 +175,8 @@ export class CheckpointSaver {
   ): CopiesOfRun {
     const { shards } = this.#options;
     const { make, room } = copies;
-    const changes = chain !== null && isForChanges(chain, run.tables, this.#options.changesBytesMin);
+    const changes =
+      chain !== null && isForChanges(chain, run.tables, this.#options.changesBytesMin);
     const parts =
       shards && run.rangeCount > 1
         ? saveShards(shards, run, kind, { changes, copy: make })

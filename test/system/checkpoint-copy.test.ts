@@ -242,8 +242,16 @@ describe.skipIf(isLacking(['moto']))('copies in a bucket', () => {
 
     test('copies one of changed rows as one file, and the bucket gives it back alone', async () => {
       const rows = (keys: number[], step: number) => [
-        { name: 't.keys', shape: [2 * keys.length], values: Float32Array.from(keys.flatMap((k) => [0, k])) },
-        { name: 't.values', shape: [keys.length], values: new Float32Array(keys.length).fill(step) },
+        {
+          name: 't.keys',
+          shape: [2 * keys.length],
+          values: Float32Array.from(keys.flatMap((k) => [0, k])),
+        },
+        {
+          name: 't.values',
+          shape: [keys.length],
+          values: new Float32Array(keys.length).fill(step),
+        },
       ];
       const input = { run: 'r', layoutHash: 'h', now: new Date(), kind: 'last' } as const;
       const place = checkpointFolder(state(), 'r');

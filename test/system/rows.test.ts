@@ -196,9 +196,7 @@ test('a checkpoint of changed rows is downloaded and exported as one file with a
     const { tensors } = await readTensors(file);
     const of = (name: string) => tensors.find((tensor) => tensor.name === name)!.values;
     expect(tensors.map(({ name }) => name)).not.toContain(gone.name);
-    const got = new Map(
-      wholeKeys(of(keys!)).map((key, i) => [key, of(values!)[i]!] as const),
-    );
+    const got = new Map(wholeKeys(of(keys!)).map((key, i) => [key, of(values!)[i]!] as const));
     expect(got.size).toBe(count - 1);
     expect(got.get(0)).toBe(42);
     expect(got.has(1)).toBe(false);

@@ -69,6 +69,22 @@ test('copies in shared memory are of their moment, and their memory is used agai
   expect(copies.make(live.subarray(1))).toHaveLength(299_999);
 });
 
+test('memory of copies is kept for those that come again, not for each size that there ever was', () => {
+  const copies = new SharedCopies();
+  const bytes: number[] = [];
+  for (let rows = 1; rows <= 20; rows++) {
+    const vector = copies.room(100);
+    copies.room(rows);
+    copies.written({ keep: true });
+    bytes.push(copies.idleBytes);
+    expect(copies.room(100)).toBe(vector);
+    copies.written({ keep: true });
+  }
+  expect(bytes.at(-1)!).toBeLessThan(4 * (100 + 3 * 20));
+  copies.written({ keep: false });
+  expect(copies.idleBytes).toBe(0);
+});
+
 test('what is streamed passes on in its order, two writes at a time', async () => {
   const asked: string[] = [];
   const streamed = (run: string): CheckpointInput['tensors'] =>
