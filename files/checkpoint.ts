@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { type FileHandle, open, readFile, rm, stat } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { DownpourError, type ErrorCode, errorText } from '../shared/errors.ts';
-import type { RowGroup } from '../shared/row-groups.ts';
+import type { KeyedRows } from '../shared/row-groups.ts';
 import {
   decodeSafetensorsHeader,
   encodeSafetensorsHeader,
@@ -66,7 +66,7 @@ export interface Continues {
   /** Tensor files in the same folder, oldest first: the first has all rows, each other one those that changed since the one before. */
   readonly after: readonly { readonly file: string; readonly sha256: string }[];
   /** The tensors that have changed rows alone. */
-  readonly rows: readonly RowGroup[];
+  readonly rows: readonly KeyedRows[];
 }
 
 export interface CheckpointManifest {
@@ -205,7 +205,7 @@ export async function readCheckpoint(
     await readLink(place, manifest, link, (of) => readSummed(place, of, false));
   }
   if (!load) return { manifest, tensors };
-  const file = await openCheckpoint(place, manifest);
+  const file = await openCheckpointTensors(place, manifest);
   try {
     const read = async ({ name, shape }: CheckpointPlace) => {
       return { name, shape, values: await file.read(name, 0, file.size(name)) };
@@ -253,7 +253,7 @@ async function readLink<T>(
  * Opens a checkpoint to be read piece by piece, with the rows of those that it continues. Check it first:
  * `readCheckpoint` with `load: false`. What it needs may be removed meanwhile.
  */
-export async function openCheckpoint(
+export async function openCheckpointTensors(
   folder: string,
   manifest: CheckpointManifest,
 ): Promise<OpenTensors> {
@@ -469,7 +469,7 @@ export async function writeTensors(
  * Reads pieces of the tensors of a checkpoint, one after the other, for those who cannot hold it whole.
  * Check the file first: `newestValidCheckpoint` with `load: false`.
  */
-export async function openTensors(path: string): Promise<OpenTensors> {
+async function openTensors(path: string): Promise<OpenTensors> {
   try {
     const handle = await open(path, 'r');
     try {

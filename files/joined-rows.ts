@@ -1,6 +1,6 @@
 import { concatFloats } from '../shared/codec.ts';
 import { DownpourError } from '../shared/errors.ts';
-import { type RowGroup, wholeKeys } from '../shared/row-groups.ts';
+import { type KeyedRows, wholeKeys } from '../shared/row-groups.ts';
 
 /**
  * The rows of a checkpoint that continues others: those of the oldest file that no later one has, then those of the next
@@ -21,7 +21,7 @@ export interface TensorSource {
 export interface RowsLink {
   readonly tensors: TensorSource;
   /** That continue those of the link before; none: all of it is here. */
-  readonly groups: readonly RowGroup[];
+  readonly groups: readonly KeyedRows[];
 }
 
 /** The rows of one file that no later one has. */
@@ -73,7 +73,7 @@ export async function joinRows(links: readonly RowsLink[]): Promise<TensorSource
 }
 
 /** Where the rows of a group are, the newest of each key. */
-async function segmentsOf(links: readonly RowsLink[], group: RowGroup): Promise<Segment[]> {
+async function segmentsOf(links: readonly RowsLink[], group: KeyedRows): Promise<Segment[]> {
   const segments: Segment[] = [];
   const later = new Set<number>();
   for (const { tensors, groups } of links.toReversed()) {

@@ -5,7 +5,7 @@ import { writeAll, writeFileAtomic } from './atomic-file.ts';
 import {
   type CheckpointManifest,
   type OpenTensors,
-  openCheckpoint,
+  openCheckpointTensors,
   readCheckpoint,
   tensorMetadata,
 } from './checkpoint.ts';
@@ -15,7 +15,7 @@ import {
  * while it is read: nothing is held but the keys of its rows.
  */
 export interface WholeCheckpoint {
-  /** Of the file. */
+  /** How long the file is. */
   readonly bytes: number;
   /** All of its bytes, in order. Throws DP_CHECKPOINT_CORRUPT, DP_DISK. */
   stream(): AsyncGenerator<Uint8Array>;
@@ -27,7 +27,7 @@ const PIECE_ELEMENTS = 2 ** 18;
 /** Its files may be removed meanwhile. Throws what `readCheckpoint` throws: all of it is checked first. */
 export async function openWhole(folder: string, file: string): Promise<WholeCheckpoint> {
   const { manifest } = await readCheckpoint(folder, file, false);
-  const tensors = await openCheckpoint(folder, manifest);
+  const tensors = await openCheckpointTensors(folder, manifest);
   const places = tensors.tensors.map(({ name, shape }) => {
     return { name, shape, byteLength: 4 * tensors.size(name) };
   });

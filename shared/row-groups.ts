@@ -2,7 +2,7 @@
  * Tensors of a checkpoint that have a part for each of some keys. A checkpoint that continues another one has the changed
  * rows of such a group alone; the other rows are those of the one before.
  */
-export interface RowGroup {
+export interface KeyedRows {
   /** Tensor of the keys, shape [n, 2]: key = 65,536 a + b. */
   readonly keys: string;
   /** Tensors of n equal parts each; those without elements have nothing of any row. */

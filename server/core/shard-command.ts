@@ -231,7 +231,7 @@ const commands = [
       what: SaveKindSchema,
       /** The captured best parameters. */
       best: orNull(Natural),
-      /** Of the rows of tables, those alone that the checkpoint on disk does not have. */
+      /** True: rows that the checkpoint on disk has are left out. */
       changes: Type.Boolean(),
     },
     closed,

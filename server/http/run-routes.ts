@@ -316,7 +316,7 @@ async function fileContent(path: string) {
   return { bytes: size, content: createReadStream(path) };
 }
 
-/** Of a checkpoint whose rows are in several files: as if they were in one. */
+/** A checkpoint whose rows are in several files, as if they were in one. */
 async function wholeContent(folder: string, file: string) {
   const whole = await openWhole(folder, file);
   const content = Readable.from(whole.stream(), { objectMode: false });

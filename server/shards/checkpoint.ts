@@ -1,7 +1,7 @@
 import {
   type CheckpointManifest,
   type OpenTensors,
-  openCheckpoint,
+  openCheckpointTensors,
   type StreamedTensor,
 } from '../../files/checkpoint.ts';
 import { bytesOf } from '../../shared/codec.ts';
@@ -137,7 +137,7 @@ export async function restoreShards(
   manifest: CheckpointManifest,
   state: RunState,
 ): Promise<NamedTensor[]> {
-  const file = await openCheckpoint(folder, manifest);
+  const file = await openCheckpointTensors(folder, manifest);
   try {
     if (!state.tensors || !state.parameters || state.initialisations === 0) return [];
     const { id: run, config } = state.options;

@@ -26,7 +26,7 @@ const PIECE_ELEMENTS = 2 ** 22;
 /** What is needed of the shards. */
 type RowPool = Pick<ShardPool, 'count' | 'tell' | 'tellOne' | 'drained'>;
 /** What rows are read from. */
-type RowSource = Pick<OpenTensors, 'size' | 'read'>;
+type ReadTensors = Pick<OpenTensors, 'size' | 'read'>;
 
 /** Takes some rows of a shard, field by field. */
 type TakeRows = (shard: number, fields: readonly Float32Array[]) => Promise<void>;
@@ -40,7 +40,7 @@ type OfCapture = ({ readonly id: number } & CaptureMoment) | null;
  */
 export async function restoreRows(
   pool: RowPool,
-  file: RowSource,
+  file: ReadTensors,
   { options: { id: run, config }, tables: saved, best }: RunState,
 ): Promise<NamedTensor[]> {
   if (!saved) return [];
@@ -130,7 +130,7 @@ class RowGiver {
  * @param names of tensors that have a part for each row, the keys first.
  */
 async function cutRowsOf(
-  file: RowSource,
+  file: ReadTensors,
   names: readonly string[],
   count: number,
   take: TakeRows,

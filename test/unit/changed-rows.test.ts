@@ -19,7 +19,7 @@ import type { OwnerLease, StateStore } from '../../server/store/state-store.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import { type RowGroup, wholeKeys } from '../../shared/row-groups.ts';
+import { type KeyedRows, wholeKeys } from '../../shared/row-groups.ts';
 import { encodeRows } from '../../shared/rows.ts';
 import { createProblem, createRun, parametersOf } from '../support/regression.ts';
 import { cutForShards, ShardedRun } from '../support/shards.ts';
@@ -84,7 +84,7 @@ function happen(tables: RunTables, what: string, n: number): void {
 
 interface Written {
   readonly tensors: readonly NamedTensor[];
-  readonly groups: readonly RowGroup[];
+  readonly groups: readonly KeyedRows[];
 }
 
 const sourceOf = (tensors: readonly NamedTensor[]): TensorSource => {

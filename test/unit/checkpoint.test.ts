@@ -383,7 +383,7 @@ describe('pruning', () => {
 
 describe('a checkpoint of changed rows', () => {
   const ROWS = [{ keys: '@t.keys', fields: ['@t.values', '@t.flags'], gone: '@t.gone' }] as const;
-  /** Of each step: rows by their keys, flags of some rows, and keys that have gone. */
+  /** What each step has: rows by their keys, flags of some rows, and keys that have gone. */
   const STEPS = [
     { rows: { 0: 10, 1: 11, 2: 12, 3: 13, 70000: 14 }, flags: [1], gone: [] },
     { rows: { 2: 22, 9: 29 }, flags: [], gone: [0] },

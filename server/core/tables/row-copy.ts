@@ -130,7 +130,7 @@ export class RowCopy {
 /** How many rows a capture keeps. */
 export interface KeptRows {
   readonly rows: number;
-  /** Of these, rows that had their initial values. */
+  /** Those among them that had their initial values. */
   readonly initial: number;
 }
 

@@ -520,7 +520,7 @@ export class RowTable {
   /** @param isWritten the checkpoint is on disk. */
   endCopy(isWritten: boolean): void {
     this.#copying = null;
-    // Of a checkpoint of another kind, or of rows that have begun afresh since.
+    // The checkpoint was of another kind, or all rows have begun afresh since.
     if (!this.#onDisk.isWriting) return;
     this.#onDisk.end(isWritten);
     this.#captures.endWriting(isWritten);

@@ -5,7 +5,7 @@ import { LIMITS } from '../../../shared/limits.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import type { Push } from '../../../shared/protocol.ts';
 import type { RowTableFacts } from '../../../shared/rest.ts';
-import { type RowGroup, wholeKeys } from '../../../shared/row-groups.ts';
+import { type KeyedRows, wholeKeys } from '../../../shared/row-groups.ts';
 import { ALL_ROWS, mustBeOwnRows, type RowShare } from '../../../shared/row-shards.ts';
 import {
   decodeKeys,
@@ -317,7 +317,7 @@ export class RunTables {
     }
     const parts: { more(): boolean }[] = [];
     const tensors: NamedTensor[] = [];
-    const groups: RowGroup[] = [];
+    const groups: KeyedRows[] = [];
     for (const table of this.#tables) {
       const nameOf = (field: string) => rowsName(table.name, field);
       const rows = table.beginCopy(this.#rowStep, changes, room);

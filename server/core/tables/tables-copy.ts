@@ -1,10 +1,10 @@
-import type { RowGroup } from '../../../shared/row-groups.ts';
+import type { KeyedRows } from '../../../shared/row-groups.ts';
 import type { NamedTensor } from '../vectors.ts';
 
 /** A copy of all tables of a run at one moment, for a checkpoint. It is made in pieces, and pushes are applied between them. */
 export class TablesCopy {
   /** How its tensors continue those of the checkpoint before; none: they are all of it. */
-  readonly groups: readonly RowGroup[];
+  readonly groups: readonly KeyedRows[];
   readonly #parts: readonly { more(): boolean }[];
   readonly #tensors: readonly NamedTensor[];
   readonly #copied: () => void;
@@ -14,7 +14,7 @@ export class TablesCopy {
   constructor(
     parts: readonly { more(): boolean }[],
     tensors: readonly NamedTensor[],
-    groups: readonly RowGroup[] = [],
+    groups: readonly KeyedRows[] = [],
     copied: () => void = () => {},
   ) {
     this.#parts = parts;
