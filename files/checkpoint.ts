@@ -469,7 +469,7 @@ export async function writeTensors(
  * Reads pieces of the tensors of a checkpoint, one after the other, for those who cannot hold it whole.
  * Check the file first: `newestValidCheckpoint` with `load: false`.
  */
-async function openTensors(path: string): Promise<OpenTensors> {
+export async function openTensors(path: string): Promise<OpenTensors> {
   try {
     const handle = await open(path, 'r');
     try {

@@ -1,8 +1,8 @@
 import { type CheckpointTensor, type OpenTensors, openTensors } from '../../files/checkpoint.ts';
-import { wholeKeys } from '../../server/core/tables/row-tensors.ts';
 import { createRunTables, type RunTables, rowsName } from '../../server/core/tables/run-tables.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
+import { wholeKeys } from '../../shared/row-groups.ts';
 import type { RowShape } from '../../shared/rows.ts';
 import { tablesOf } from '../../shared/tables.ts';
 import type { Model } from '../../worker/model.ts';
