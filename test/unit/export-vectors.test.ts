@@ -134,7 +134,7 @@ describe('rows of a checkpoint', () => {
 
   test('to continue from are refused, and a run without tables has none', async () => {
     const path = join(root, 'last.safetensors');
-    await writeTensors(path, trained().tensors(null, null, copy));
+    await writeTensors(path, trained().tensors(null, null));
     await expect(openStoredRows(path, config)).rejects.toThrow(/use its best or final parameters/);
     expect(await openStoredRows(path, resolveConfig({}))).toBeNull();
   });
