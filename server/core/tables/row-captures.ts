@@ -1,6 +1,6 @@
 import { wholeKeys } from '../../../shared/row-groups.ts';
 import type { InitialRow } from './initial-rows.ts';
-import { CaptureCopy, type KeptRows, type RoomFor } from './row-copy.ts';
+import { CaptureCopy, type CapturedCounts, type RoomFor } from './row-copy.ts';
 import type { RowTensors } from './row-tensors.ts';
 
 /**
@@ -23,8 +23,8 @@ export interface RowCapture {
   /** Counts of `rows`. */
   readonly kept: { rows: number; initial: number };
   /** The first ones, which the checkpoint on disk has, and which the one has that is being written; null: it has no such capture. */
-  onDisk: KeptRows | null;
-  writing: KeptRows | null;
+  onDisk: CapturedCounts | null;
+  writing: CapturedCounts | null;
 }
 
 /** What a capture has kept, in a checkpoint. */
@@ -135,4 +135,4 @@ function add({ rows, kept }: RowCapture, key: number, row: Float32Array | null):
   if (!row) kept.initial++;
 }
 
-const NOTHING: KeptRows = { rows: 0, initial: 0 };
+const NOTHING: CapturedCounts = { rows: 0, initial: 0 };

@@ -128,7 +128,7 @@ export class RowCopy {
 }
 
 /** How many rows a capture keeps. */
-export interface KeptRows {
+export interface CapturedCounts {
   readonly rows: number;
   /** Those among them that had their initial values. */
   readonly initial: number;
@@ -153,9 +153,9 @@ export class CaptureCopy {
    * @param from what is left out, since a checkpoint has it.
    */
   constructor(
-    capture: { readonly rows: Map<number, Float32Array | null>; readonly kept: KeptRows },
+    capture: { readonly rows: Map<number, Float32Array | null>; readonly kept: CapturedCounts },
     width: number,
-    from: KeptRows,
+    from: CapturedCounts,
     room: RoomFor,
   ) {
     const initial = capture.kept.initial - from.initial;
