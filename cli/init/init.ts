@@ -160,8 +160,10 @@ async function findData(data: string): Promise<{ data: string; kind: DataKind }>
   const files = await filesUnder(data);
   if (files.some(isPictureFile)) return { data, kind: 'images' };
   const isFlat = files.every((file) => resolve(dirname(file)) === resolve(data));
-  if (isFlat && files.some((file) => TEXT_FILES.fits.test(file))) return { data, kind: 'text' };
-  return { data, kind: !isFlat && (await isText(files[0]!)) ? 'texts' : 'images' };
+  const isNamedText = files.some((file) => TEXT_FILES.fits.test(file));
+  if (isFlat && isNamedText) return { data, kind: 'text' };
+  const hasTexts = !isFlat && (isNamedText || (await isText(files[0]!)));
+  return { data, kind: hasTexts ? 'texts' : 'images' };
 }
 
 const isPictureFile = (path: string): boolean =>

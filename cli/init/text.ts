@@ -311,14 +311,23 @@ export async function textFolderDraft(request: {
   });
 }
 
-/** The encoding of files of which one is no UTF-8. Undefined: all are, or say themselves what they are. */
+const OLD_ENCODING = 'windows-1252';
+
+/**
+ * The encoding of files of which one is no UTF-8. Undefined: all are, or say themselves what they are.
+ * @throws DownpourError DP_DATA_CORRUPT: a file is no text in the old encoding, either.
+ */
 async function encodingOf(paths: readonly string[]): Promise<string | undefined> {
   for (const path of paths) {
-    const isUtf8 = await readTextFile(path).then(
-      () => true,
-      () => false,
+    const problem = await readTextFile(path).then(
+      () => null,
+      (error: unknown) => error,
     );
-    if (!isUtf8) return 'windows-1252';
+    if (problem === null) continue;
+    await readTextFile(path, OLD_ENCODING).catch(() => {
+      throw problem;
+    });
+    return OLD_ENCODING;
   }
   return undefined;
 }

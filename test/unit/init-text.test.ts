@@ -130,6 +130,24 @@ describe('init', () => {
     );
   });
 
+  test.each([
+    ['a zero byte', 'zero\0byte', /^DP_DATA_CORRUPT odd\/down\/0\.txt: line 1: a zero byte/],
+    [
+      'half of UTF-16',
+      Buffer.of(0xff, 0xfe, 0x00),
+      /odd\/down\/0\.txt: line 1 is not utf-16le: byte 2/,
+    ],
+  ])('says of a text with %s what is wrong with it', async (_, odd, told) => {
+    for (const side of ['down', 'up']) {
+      await mkdir(join(folder, 'odd', side), { recursive: true });
+      for (let i = 0; i < 12; i++) {
+        const text = side === 'down' && i === 0 ? odd : `${side} ${words(i, 5, 9)}`;
+        await writeFile(join(folder, 'odd', side, `${i}.txt`), text);
+      }
+    }
+    expect(await init('odd', 'odd')).toMatch(told);
+  });
+
   test('refuses options that mean nothing for the data', async () => {
     expect(await init('x', 'book.txt', { target: 'a' })).toBe(
       'DP_USAGE --target is only for tables, but book.txt has texts: leave it out',

@@ -187,11 +187,7 @@ async function* piecesOf(
     try {
       waiting += decoder.decode(bytes, { stream: !isLast });
     } catch (cause) {
-      throw corrupt(
-        path,
-        `bytes ${at} to ${at + bytes.length} are not UTF-8; save it as UTF-8, or use tokens: 'bytes'`,
-        cause,
-      );
+      throw notUtf8(path, bytes, at, cause);
     }
     if (separator !== undefined) {
       const documents = waiting.split(separator);
@@ -206,6 +202,42 @@ async function* piecesOf(
   }
   if (tokens !== 'bytes') yield { piece: waiting, isEnd: true };
 }
+
+/** @param at where the bytes begin in the file */
+function notUtf8(path: string, bytes: Uint8Array, at: number, cause: unknown) {
+  const [first, second] = bytes;
+  const isWide =
+    at === 0 && ((first === 0xff && second === 0xfe) || (first === 0xfe && second === 0xff));
+  if (isWide) return corrupt(path, 'it is UTF-16; save it as UTF-8', cause);
+  // Bytes at the beginning may be the rest of a character of the last piece.
+  let from = 0;
+  while (at > 0 && from < CHARACTER_REST && (bytes[from]! & 0xc0) === 0x80) from++;
+  const decoded = (end: number) => {
+    try {
+      const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+      return decoder.decode(bytes.subarray(from, end), { stream: true });
+    } catch {
+      return null;
+    }
+  };
+  // The longest beginning that is UTF-8; its last character may lack bytes.
+  let good = from;
+  let bad = bytes.length;
+  while (bad - good > 1) {
+    const middle = (good + bad) >> 1;
+    if (decoded(middle) === null) bad = middle;
+    else good = middle;
+  }
+  const place = from + Buffer.byteLength(decoded(good)!);
+  const value = bytes[place]!.toString(16).padStart(2, '0');
+  return corrupt(
+    path,
+    `byte ${at + place} (0x${value}) is not UTF-8; save it as UTF-8, or use tokens: 'bytes'`,
+    cause,
+  );
+}
+/** Bytes of a character after its first one. */
+const CHARACTER_REST = 3;
 
 const tooLongDocument = (path: string, length: number, separator: string) =>
   corrupt(

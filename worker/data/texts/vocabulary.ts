@@ -183,7 +183,7 @@ export function chosenEntries(
     const most = Math.max(0, ...counts.values());
     throw invalid(
       counts.size === 0
-        ? `the vocabulary of ${tokens} is empty: the training texts have none`
+        ? `the vocabulary of ${tokens} is empty: the training texts have none; are they empty, or in another column or folder?`
         : `the vocabulary of ${tokens} is empty: minCount is ${minCount} and size ${size}; the most frequent of ${counts.size} occurs ${most} times, and ${specials} of the size are for padding and unknown tokens`,
     );
   }
