@@ -28,6 +28,8 @@ export const LIMITS = {
   keptArchitectureBytesMax: 2 ** 20,
   /** Entries of a vocabulary: a run keeps them all. */
   vocabularySizeMax: 2 ** 20,
+  /** Numbers that `downpour look` has in memory of a model's answers, and of the vectors of its words. */
+  lookedNumbersMax: 2 ** 26,
   /** Tokens of one example. */
   textLengthMax: 2 ** 20,
   /** Tokens that `downpour sample` writes, and the highest temperature. */

@@ -12,6 +12,8 @@ export interface Report {
   readonly title: string;
   readonly headings: readonly string[];
   readonly rows: readonly (readonly string[])[];
+  /** Tables behind the first one. */
+  readonly more?: readonly ReportTable[];
   /** One paragraph. */
   readonly advice: string;
   /** The plots, by the file name of the SVG that is written. */
@@ -22,6 +24,9 @@ export interface Report {
   readonly failure?: StudyFailure | null;
 }
 
+/** One more table of a report, with a title of its own. */
+export interface ReportTable extends Pick<Report, 'title' | 'headings' | 'rows'> {}
+
 export interface StudyFailure {
   readonly code: ErrorCode;
   readonly message: string;
@@ -29,13 +34,16 @@ export interface StudyFailure {
 
 /** Writes `report.md`, `report.json` and the plots. @returns their paths, the report first. */
 export async function writeReport(folder: string, report: Report): Promise<string[]> {
-  const { title, headings, rows, advice, plots, facts } = report;
+  const { title, headings, rows, more = [], advice, plots, facts } = report;
   const line = (cells: readonly string[]) =>
     `| ${cells.map((cell) => cell.replaceAll('|', '\\|')).join(' | ')} |`;
+  const tableOf = ({ headings, rows }: Pick<Report, 'headings' | 'rows'>) =>
+    [line(headings), line(headings.map(() => '---')), ...rows.map(line)].join('\n');
   const text = [
     `# ${title}`,
     advice,
-    [line(headings), line(headings.map(() => '---')), ...rows.map(line)].join('\n'),
+    tableOf({ headings, rows }),
+    ...more.flatMap((table) => [`## ${table.title}`, tableOf(table)]),
     ...Object.keys(plots).map((name) => `![${name.replace(/\.svg$/, '')}](${name})`),
   ].join('\n\n');
   const pictures = Object.entries(plots).map(([name, plot]) => [name, plotSvg(plot)]);

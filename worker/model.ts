@@ -22,7 +22,12 @@ import {
 } from './model/data-shape.ts';
 import { type Goal, goalOfMeasures, goalOfObjective } from './model/goal.ts';
 import { disposeInstance, type Instance, placeWeights } from './model/instance.ts';
-import { observableLayers, rowBindings } from './model/layers-model.ts';
+import {
+  type EmbeddingBinding,
+  embeddingBindings,
+  observableLayers,
+  rowBindings,
+} from './model/layers-model.ts';
 import { LoadedParameters } from './model/loaded.ts';
 import { ModelSteps, type Step } from './model/steps.ts';
 import { asRows, countOf, fieldTensors, namedTensors, read, tensorsOf } from './model/tensors.ts';
@@ -32,7 +37,7 @@ import type { PretrainedMatch } from './pretrained/pretrained.ts';
 import { mustBeKeys } from './rows/keys-in-data.ts';
 import { type ModelRows, RowsOnDevice } from './rows/model-rows.ts';
 import type { PlacedMinibatch } from './rows/places.ts';
-import { type Tensor, tf } from './tf.ts';
+import { type LayersModel, type Tensor, tf } from './tf.ts';
 
 /**
  * The user's model as the rest of the worker sees it: flat vectors in, flat vectors out. Tensors do
@@ -66,6 +71,13 @@ export interface LayerOutput extends Output {
   readonly kind: string;
   /** `relu`, `tanh`, …; null: linear, or none of its own. */
   readonly activation: string | null;
+}
+
+/** An embedding that looks up vectors by the ids of a field. */
+export interface ModelEmbedding extends Pick<EmbeddingBinding, 'layer' | 'field'> {
+  /** Shape [ids, width]. */
+  readonly values: Float32Array;
+  readonly width: number;
 }
 
 export interface Model {
@@ -133,6 +145,8 @@ export interface Model {
   activations(minibatch: Minibatch): Promise<readonly LayerOutput[]>;
   /** Its tables; absent: it has none. */
   readonly rows?: ModelRows | undefined;
+  /** Its embeddings of ids, with the parameters loaded. */
+  embeddings(): readonly ModelEmbedding[];
   /** Whether steps may become a recorded graph. */
   readonly records: boolean;
   /** How steps are computed: `graph`, or `operations`, possibly with why. */
@@ -172,7 +186,7 @@ export async function buildModel(
   const build = (seed: number) => buildInstance(experiment, config, data, seed, later, rows);
   const instance = await build(config.seed);
   try {
-    rows?.bind(bindingsOf(instance, data));
+    rows?.bind(bindingsOf(instance, data, rowBindings));
     const specs = layoutSpecs(createLayout(instance.weights.map(specOf)));
     const groups = groupsOf(config);
     const frozen = frozenAt(groups, 0);
@@ -233,11 +247,15 @@ export async function buildModel(
   }
 }
 
-/** Which layers look up rows, in all models of an experiment. */
-function bindingsOf({ layersModel, models }: Instance, data: DataShape) {
+/** What layers look up by ids, in all models of an experiment. @param of one model: `rowBindings`, `embeddingBindings`. */
+function bindingsOf<T>(
+  { layersModel, models }: Instance,
+  data: DataShape,
+  of: (model: LayersModel, fields: readonly string[]) => readonly T[],
+): readonly T[] {
   const all = models ? Object.values(models).map((part) => part.layersModel) : [layersModel];
   const fields = data.fields.map(({ name }) => name);
-  return all.flatMap((model) => (model ? rowBindings(model, fields) : []));
+  return all.flatMap((model) => (model ? of(model, fields) : []));
 }
 
 const specOf = ({ name, shape, role, momentum }: TensorSpec): TensorSpec =>
@@ -404,6 +422,15 @@ class BuiltModel implements Model {
       load: (loaded) => rows.load(loaded),
       from: (source) => rows.from(source),
     };
+  }
+
+  embeddings(): readonly ModelEmbedding[] {
+    const bindings = bindingsOf(this.#instance, this.#data, embeddingBindings);
+    return bindings.flatMap(({ layer, field, variable }) => {
+      const weight = this.#parameters.weights.find((own) => own.variable === variable);
+      const values = weight ? this.#parameters.valuesOf(weight) : null;
+      return values ? [{ layer, field, values, width: variable.shape[1]! }] : [];
+    });
   }
 
   async step(minibatch: Minibatch, seed: number): Promise<Step> {

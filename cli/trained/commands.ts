@@ -270,6 +270,10 @@ function registerLook(program: Command): void {
       1,
     )
     .option(
+      '--near <word...>',
+      'words whose nearest words are listed, in each table or embedding whose ids have a vocabulary (default: words of all frequencies, and words with a high loss)',
+    )
+    .option(
       '--tensorboard <folder>',
       'also write the examples to this TensorBoard folder, as images',
     );
@@ -279,7 +283,8 @@ function registerLook(program: Command): void {
       `
 Writes report.md, report.json and figures to --out (default: ./looks/<run>): contact sheets of the examples with the highest
 loss and of a random sample, the confusion matrix, and the share of the loss that comes from the worst examples. If the
-experiment has a batch, minibatch.svg shows the first training minibatch as the model sees it. If the run
+experiment has a batch, minibatch.svg shows the first training minibatch as the model sees it. If the ids of an input have a vocabulary, there are
+also the words with the highest mean loss, and the nearest neighbours of words in each table or embedding. If the run
 was trained with --set observe.everySteps=100, there are also histograms of weights, gradients, updates and activations over
 time, gradient norms and update ratios. The dashboard of the run's server shows the same.
 ${examples('downpour look examples/mnist-mlp.ts', 'downpour look my.ts --run my-3f2a1c --part train --worst 100')}`,

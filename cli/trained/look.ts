@@ -4,25 +4,27 @@ import { fileVersion, pictures } from '../../files/event-file.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { ExampleView } from '../../shared/example-view.ts';
 import { secondsOf } from '../../shared/history.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { pngOf } from '../../study/figures.ts';
 import { type LookSettings, lookReport } from '../../study/look.ts';
 import { joinReports, lookLossesReport } from '../../study/look-losses.ts';
+import { type LookedWords, withWords } from '../../study/look-words.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { type Report, writeReport } from '../../study/report.ts';
 import { lookName, toldReport } from '../../study/telling.ts';
 import { measuredExamples } from '../../worker/answers.ts';
 import { sizeOf } from '../../worker/data/columns.ts';
 import { numbersView, viewerFor } from '../../worker/data/views.ts';
-import { outputNamed, outputsOf } from '../../worker/outputs.ts';
+import { type ExperimentOutput, outputNamed, outputsOf } from '../../worker/outputs.ts';
 import { seenMinibatch } from '../../worker/seen-minibatch.ts';
 import { tell } from '../options.ts';
 import { showReport } from '../output/report.ts';
 import { Teller } from '../study/tell.ts';
 import { openUsedServer } from '../used-server.ts';
+import { type WordOptions, wordsOfAnswers, wordsOfExamples } from './look-words.ts';
 import { answersOfPart, openTrained, type TrainedModel, type TrainedOptions } from './trained.ts';
 
-export interface LookOptions extends TrainedOptions {
-  readonly part: 'train' | 'validation';
+export interface LookOptions extends WordOptions {
   readonly worst: number;
   readonly random: number;
   readonly sampleSeed: number;
@@ -36,10 +38,14 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
   const trained = await openTrained(file, options);
   try {
     const { part } = options;
-    const { report: own, show } = trained.experiment.objective
+    const {
+      report: own,
+      show,
+      words,
+    } = trained.experiment.objective
       ? await lookAtLosses(trained, options)
       : await lookAtAnswers(trained, options);
-    const report = withObserved(withCaution(own, trained, part), trained);
+    const report = withObserved(withCaution(withWords(own, words), trained, part), trained);
     if (options.tensorboard !== undefined) {
       await writePictures(resolve(options.tensorboard), report, show, trained.facts.step);
     }
@@ -55,6 +61,7 @@ export async function lookCommand(file: string, options: LookOptions): Promise<v
 interface LookResult {
   readonly report: Report;
   readonly show: (row: number) => ExampleView;
+  readonly words: LookedWords;
 }
 
 const settingsOf = (trained: TrainedModel, options: LookOptions): LookSettings => {
@@ -77,7 +84,8 @@ async function lookAtAnswers(trained: TrainedModel, options: LookOptions): Promi
   const settings = settingsOf(trained, options);
   const all = outputsOf(trained.experiment, trained.prepared);
   const asked = options.output === undefined ? all : [outputNamed(all, options.output)];
-  const { each, rows } = await answersOfPart(trained, options.part, asked);
+  const examplesMax = Math.min(...asked.map(examplesThatFit));
+  const { each, rows } = await answersOfPart(trained, options.part, asked, examplesMax);
   const minibatch = await minibatchOf(trained);
   const report = (show: LookResult['show']) =>
     joinReports(
@@ -91,8 +99,26 @@ async function lookAtAnswers(trained: TrainedModel, options: LookOptions): Promi
         }),
       ),
     );
-  const show = await viewerFor(trained.prepared, options.part, shownBy(report));
-  return { report: report(show), show };
+  const { prepared } = trained;
+  const show = await viewerFor(prepared, options.part, shownBy(report));
+  const [{ answers }] = each as [(typeof each)[number]];
+  return {
+    ...{ report: withSpread(report(show), rows.length, prepared[options.part].count), show },
+    words: await wordsOfAnswers(trained, options, answers, rows),
+  };
+}
+
+/** Examples whose answers fit into the memory that a look takes. */
+function examplesThatFit({ classCount, targetSize }: ExperimentOutput): number {
+  const isShares = classCount !== null && targetSize % classCount === 0;
+  const numbers = classCount === null || isShares ? targetSize : classCount * targetSize;
+  return Math.max(1, Math.floor(LIMITS.lookedNumbersMax / Math.max(1, numbers)));
+}
+
+function withSpread(report: Report, looked: number, count: number): Report {
+  if (looked >= count) return report;
+  const told = `The answers to all examples would take too much memory, so ${looked} of the ${count} examples were looked at, evenly spaced.`;
+  return { ...report, advice: `${report.advice} ${told}` };
 }
 
 /** The losses of an objective, and what an autoencoder makes of its inputs. */
@@ -117,7 +143,10 @@ async function lookAtLosses(trained: TrainedModel, options: LookOptions): Promis
   const report = (show: LookResult['show']) =>
     lookLossesReport(settings, { ...looked, show, ...(isCopy && { showOutput }) });
   const show = await viewerFor(prepared, part, shownBy(report));
-  return { report: report(show), show };
+  const rows = Int32Array.from(examples, ({ row }) => row);
+  const losses = examples.map(({ loss }) => loss);
+  const words = await wordsOfExamples(trained, options, losses, rows);
+  return { report: report(show), show, words };
 }
 
 /** Examples of one training minibatch that are shown: two rows of pictures. */

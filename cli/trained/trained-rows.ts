@@ -6,6 +6,7 @@ import { wholeKeys } from '../../shared/row-groups.ts';
 import type { RowShape } from '../../shared/rows.ts';
 import { tablesOf } from '../../shared/tables.ts';
 import type { Model } from '../../worker/model.ts';
+import type { RowSource } from '../../worker/rows/model-rows.ts';
 import { rowSourceOf } from '../own-tables.ts';
 
 /** Rows of tables for a model that is used without the server of its run. */
@@ -15,18 +16,21 @@ const MOMENT = 'model.moment';
 /**
  * Gives a model the rows of a checkpoint. Rows that no push has changed have their initial values.
  * @param tensors of the checkpoint. A model without tables is left alone.
+ * @returns what gives the rows; null: there are none.
  * @throws DownpourError DP_USAGE: it is a checkpoint to continue from, whose rows are not those of one moment.
  */
 export function giveRows(
   model: Pick<Model, 'rows'>,
   config: RunConfig,
   tensors: readonly CheckpointTensor[],
-): void {
+): RowSource | null {
   const tables = createRunTables(config);
-  if (!tables || !model.rows) return;
+  if (!tables || !model.rows) return null;
   if (!tensors.some(({ name }) => name.endsWith(`.${MOMENT}`))) throw notOfOneMoment(config);
   tables.adopt(asAtBeginning(config), tensors);
-  model.rows.from(rowSourceOf(tables));
+  const source = rowSourceOf(tables);
+  model.rows.from(source);
+  return source;
 }
 
 const asAtBeginning = ({ seed }: RunConfig) => ({ rowStep: 0, seed, tables: {}, captures: {} });

@@ -20,6 +20,7 @@ import { vectorOf } from '../../worker/layers-format.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import type { ExperimentOutput } from '../../worker/outputs.ts';
 import { prepareExperiment } from '../../worker/prepare.ts';
+import type { RowSource } from '../../worker/rows/model-rows.ts';
 import { type ServerOptions, tell } from '../options.ts';
 import { openScratch } from '../scratch.ts';
 import { openUsedServer } from '../used-server.ts';
@@ -50,6 +51,8 @@ export interface TrainedModel {
   readonly config: RunConfig;
   readonly prepared: PreparedData;
   readonly model: Model;
+  /** Rows of its tables; null: it has none. */
+  readonly rows: RowSource | null;
   /** What was sampled while it was trained; null: the checkpoint is a file, or nothing was. */
   readonly observed: Observations | null;
   /** What is known of the run, beside what was sampled; null: the checkpoint is a file. */
@@ -126,12 +129,13 @@ export async function openTrained(file: string, options: TrainedOptions): Promis
       mustBeDataOf(data, prepared);
       const model = await buildModel(experiment, config, prepared, { later: data.facts ?? {} });
       model.load(vectorOf(model.layout, tensors));
-      giveRows(model, config, tensors);
+      const rows = giveRows(model, config, tensors);
       const close = () => {
         model.dispose();
         return closeSources(prepared, tell);
       };
-      return { facts, note, experiment, config, prepared, model, observed, sampledRun, close };
+      const own = { facts, note, experiment, config, prepared, model, rows };
+      return { ...own, observed, sampledRun, close };
     } catch (error) {
       await closeSources(prepared, tell);
       throw error;
@@ -178,6 +182,7 @@ export function answersOfPart(
   { model, experiment, prepared }: TrainedModel,
   part: 'train' | 'validation',
   outputs?: readonly ExperimentOutput[],
+  examplesMax = Infinity,
 ) {
-  return answersOfEach(model, experiment, prepared, { part }, outputs);
+  return answersOfEach(model, experiment, prepared, { part, examplesMax }, outputs);
 }

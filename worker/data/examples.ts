@@ -22,6 +22,10 @@ export interface ExampleField extends Column {
   readonly role: FieldRole;
 }
 
+/** The column of a field. @param name `inputs` and `targets` where there is one of these alone. */
+export const columnOfField = (examples: Examples, name: string): Column | undefined =>
+  examples.fields?.[name] ?? (name === 'inputs' || name === 'targets' ? examples[name] : undefined);
+
 /** The parts of a data set, in the order in which they are read and told. */
 export const DATA_PARTS = ['train', 'validation', 'test'] as const;
 export type DataPart = (typeof DATA_PARTS)[number];

@@ -2,9 +2,9 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { RowShape, TableRows } from '../../shared/rows.ts';
 import type { Tables } from '../../shared/tables.ts';
-import { type Column, vocabularyOf } from '../data/columns.ts';
+import { vocabularyOf } from '../data/columns.ts';
 import type { DataArguments } from '../data/data-arguments.ts';
-import type { Examples, PreparedData } from '../data/examples.ts';
+import { columnOfField, type PreparedData } from '../data/examples.ts';
 import { type FieldRules, isRecord } from '../fields.ts';
 import type { FrozenRows } from '../rows/kept-rows.ts';
 import type { RowBinding } from '../rows/places.ts';
@@ -264,11 +264,6 @@ function vocabularyOfTable(
     `tables.${table}.pretrained has no words, and the ids of ${fields.map((field) => `'${field}'`).join(', ')} have no vocabulary: write pretrained: { from, sha256, words }, or give the field a vocabulary: { values, shape, vocabulary }`,
   );
 }
-
-/** A field that ids may be in. */
-const columnOfField = (examples: Examples, field: string): Column | undefined =>
-  examples.fields?.[field] ??
-  (field === 'inputs' || field === 'targets' ? examples[field] : undefined);
 
 /** @returns null: the ids are not in memory. */
 function tokensOf(

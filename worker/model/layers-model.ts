@@ -352,6 +352,33 @@ function uniqueName(name: string, names: Set<string>): string {
   return unique;
 }
 
+/** A layer of embeddings that is applied to an input of the model. */
+export interface EmbeddingBinding {
+  readonly layer: string;
+  readonly field: string;
+  /** Shape [ids, width]. */
+  readonly variable: Variable;
+}
+
+/** The embeddings of ids that are a field of the data. @param fields as for `rowBindings`. */
+export function embeddingBindings(
+  model: LayersModel,
+  fields: readonly string[],
+): readonly EmbeddingBinding[] {
+  return [...walkLayers(model)].flatMap(({ layer, path }) => {
+    if (layer.getClassName() !== 'Embedding' || layer.weights.length === 0) return [];
+    const variable = layer.weights[0]!.read() as Variable;
+    return layer.inboundNodes.flatMap(({ inputTensors }): EmbeddingBinding[] => {
+      const source = inputTensors[0]!.sourceLayer as Layer;
+      if (source.getClassName() !== 'InputLayer') return [];
+      const field = fields.length === 0 ? 'inputs' : source.name;
+      return fields.length === 0 || fields.includes(field)
+        ? [{ layer: path, field, variable }]
+        : [];
+    });
+  });
+}
+
 /**
  * The fields whose ids layers look up rows by. @param fields of the data; empty: there is one input, `inputs`.
  * @throws DownpourError DP_EXPERIMENT_INVALID: the ids are no field of the data.
