@@ -1,11 +1,13 @@
 import { readdirSync } from 'node:fs';
-import { copyFile, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { PartialConfig } from '../../shared/config.ts';
+import { random } from '../../shared/random.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { sharedData } from '../data-folder.ts';
 import { Cluster } from '../support/cluster.ts';
+import { outputOf } from '../support/command.ts';
 import { copyDigits } from '../support/pages.ts';
 
 const EXAMPLES = join(import.meta.dirname, '..', '..', 'examples');
@@ -16,15 +18,20 @@ const digits = sharedData();
 let cluster: Cluster;
 /** Where the first digits of MNIST are: a recurrent model would take a minute to evaluate all of them. */
 let few: string;
+/** Where the texts of word2vec are: those of the language model have the names of the same corpus. */
+let topics: string;
 beforeAll(async () => {
   cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
   few = join(cluster.folder, 'few');
+  topics = join(cluster.folder, 'topics');
 });
 afterAll(() => cluster.close());
 
 /** English of some length, and the examples whose data this test puts in place. */
 const TEXT = join(import.meta.dirname, '..', '..', 'docs', 'architecture.md');
-const WRITTEN_HERE = ['flights', 'ratings', 'characters', 'vowels', 'words', 'mnist-rnn'];
+const WRITTEN_HERE = [
+  ...['flights', 'ratings', 'characters', 'vowels', 'words', 'word2vec', 'mnist-rnn'],
+];
 
 /** Enough to see each of them learn. */
 const STEPS = 40;
@@ -48,6 +55,7 @@ test.each(names)('examples/%s trains on real data, on two workers', async (name)
   if (id === 'vowels') await writeVowels(cluster.folder);
   if (id === 'words') await writeWords(cluster.folder);
   if (id === 'mnist-rnn' && digits) copyDigits(digits, few, { train: 500, test: 100 });
+  if (id === 'word2vec') await writeTopics(topics);
   if (id === 'characters') await copyFile(TEXT, join(cluster.folder, 'input.txt'));
   await cluster.createRun(id, join(EXAMPLES, name), {
     ...(await configOf(name)),
@@ -56,7 +64,7 @@ test.each(names)('examples/%s trains on real data, on two workers', async (name)
     evaluateEverySteps: STEPS / 4,
   });
   const isGiven = process.env.DOWNPOUR_DATA !== undefined && !WRITTEN_HERE.includes(id);
-  const written = id === 'mnist-rnn' ? few : cluster.folder;
+  const written = { 'mnist-rnn': few, word2vec: topics }[id] ?? cluster.folder;
   const dataFolder = isGiven ? process.env.DOWNPOUR_DATA! : written;
   const workers = [1, 2].map((i) =>
     cluster.work(id, `${id}-${i}`, { folders: [EXAMPLES], dataFolder }),
@@ -75,7 +83,49 @@ test.each(names)('examples/%s trains on real data, on two workers', async (name)
   // The cars have no test part.
   expect(run.test?.examples ?? 0).toBe(run.data?.testCount);
   if (run.test && !(id in MEASURES)) expect(run.test.loss).toBeLessThan(validation[0]!.loss!);
+  if (id === 'word2vec') await mustKnowTopics(join(EXAMPLES, name), id);
 });
+
+/** Words that occur together: `a0`, `a1`, … of topic a. */
+const TOPICS = [...'abcdefghijkl'].map((topic) =>
+  Array.from({ length: 20 }, (_, i) => `${topic}${i}`),
+);
+
+/** Sentences in the form of the Brown corpus, each about one topic. */
+async function writeTopics(folder: string): Promise<void> {
+  await mkdir(folder);
+  const draw = random(1, 1);
+  for (const file of ['ca01', 'cb01']) {
+    const lines = Array.from({ length: 600 }, (_, i) => {
+      const topic = TOPICS[i % TOPICS.length]!;
+      const words = Array.from({ length: 8 }, () => `${topic[draw.below(topic.length)]}/nn`);
+      return `\tThe/at ${words.join(' ')} ./.`;
+    });
+    await writeFile(join(folder, file), `${lines.join('\n')}\n`);
+  }
+}
+
+/** `look` finds the words of a topic near each other, and the words with the highest loss. */
+async function mustKnowTopics(file: string, run: string): Promise<void> {
+  const where = ['--server', cluster.url, '--data', topics, '--engine', 'wasm'];
+  const out = join(cluster.folder, 'look');
+  const asked = ['--part', 'train', '--near', 'a0', 'b0', '--out', out, '--json'];
+  const { words, files } = JSON.parse(
+    await outputOf('look', file, '--run', run, ...asked, ...where),
+  ) as {
+    words: {
+      worst: { word: string }[];
+      near: { word: { word: string; near: { word: string }[] }[] };
+    };
+    files: string[];
+  };
+  for (const [i, { near }] of words.near.word.entries()) {
+    const first = near.slice(0, 4).filter(({ word }) => TOPICS[i]!.includes(word));
+    expect(first.length).toBeGreaterThanOrEqual(3);
+  }
+  expect(words.worst.length).toBeGreaterThan(10);
+  expect(files).toContain(join(out, 'neighbours.svg'));
+}
 
 /** Ratings in the form of MovieLens: each user and each film has a habit. */
 async function writeRatings(folder: string): Promise<void> {
