@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import type { BenchReport } from '../../bench/main.ts';
+import { shareCompiled } from '../../bench/processes.ts';
 
 /** The benchmark as a user runs it. What it measures is never looked at: machines differ. */
 
@@ -14,6 +15,7 @@ let folder: string;
 beforeEach(() => {
   // Not /tmp/…/…: a unix socket's path has at most 107 bytes.
   folder = mkdtempSync(join(tmpdir(), 'dp-'));
+  shareCompiled(folder);
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
@@ -34,7 +36,7 @@ function start(args: readonly string[]) {
   return { child, closed };
 }
 
-/** What the benchmark leaves behind. tsx keeps compiled code in its folder. */
+/** What the benchmark leaves behind. */
 const leftovers = () => readdirSync(folder).filter((name) => name.startsWith('downpour'));
 
 test('a quick run of some questions prints its tables as JSON, beside their limits', async () => {
