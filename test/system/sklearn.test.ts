@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
-import { describe, expect } from 'vitest';
+import { describe, expect, inject } from 'vitest';
 import { pythonTest } from '../support/python.ts';
 
 /** A table as pandas writes it, through `init`, `check`, `train`, `export` and plain TensorFlow.js, once. */
@@ -32,7 +32,8 @@ describe('the public data of scikit-learn', () => {
     'are learnt by defaults as well as by scikit-learn, and plain TensorFlow.js predicts the same',
     async () => {
       const args = ['bench/sklearn.ts', '--json', '--sets', 'iris,diabetes', '--seeds', '1'];
-      const child = spawn(process.execPath, ['--import', 'tsx', ...args], {
+      const program = ['--program', inject('program')];
+      const child = spawn(process.execPath, ['--import', 'tsx', ...args, ...program], {
         ...{ cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] },
       });
       const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
@@ -54,7 +55,8 @@ describe('the public data of scikit-learn', () => {
     'are learnt as well where cells are empty',
     async () => {
       const args = ['bench/gaps.ts', '--print', '--sets', 'iris', '--seeds', '1'];
-      const child = spawn(process.execPath, ['--import', 'tsx', ...args], {
+      const program = ['--program', inject('program')];
+      const child = spawn(process.execPath, ['--import', 'tsx', ...args, ...program], {
         ...{ cwd: ROOT, stdio: ['ignore', 'pipe', 'pipe'] },
       });
       const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
