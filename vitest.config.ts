@@ -20,6 +20,14 @@ const resolve = {
   })),
 };
 
+/**
+ * A package of hundreds of small files is made one: nearly every test file loads it, and 0.3 to 0.5 s of a processor are saved
+ * each time. No program shares an object of it with us.
+ */
+const deps = {
+  optimizer: { ssr: { enabled: true, include: ['typebox', 'typebox/compile', 'typebox/value'] } },
+};
+
 /** By itself Vitest leaves a processor to its main thread, which does little: of two, one would be idle. */
 const maxWorkers = Math.max(2, availableParallelism() - 1);
 
@@ -31,6 +39,7 @@ export default defineConfig({
         resolve,
         test: {
           name: 'unit',
+          deps,
           sequence: { groupOrder: 1 },
           include: ['test/*.test.ts', 'test/unit/**/*.test.ts'],
           testTimeout: 30_000,
@@ -42,6 +51,7 @@ export default defineConfig({
         resolve,
         test: {
           name: 'system',
+          deps,
           globalSetup: 'test/build-package.ts',
           sequence: { groupOrder: 2 },
           include: [
