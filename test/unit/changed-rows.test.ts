@@ -20,7 +20,7 @@ import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { type KeyedRows, wholeKeys } from '../../shared/row-groups.ts';
-import { encodeRows } from '../../shared/rows.ts';
+import { encodeRows, type TableRows } from '../../shared/rows.ts';
 import { createProblem, createRun, parametersOf } from '../support/regression.ts';
 import { cutForShards, ShardedRun } from '../support/shards.ts';
 import { TableWorker } from '../support/table-worker.ts';
@@ -355,6 +355,7 @@ describe('on disk', () => {
     }
   });
 
+  let expected: readonly TableRows[] = [];
   test.each([
     [2, 3],
     [3, 1],
@@ -363,20 +364,23 @@ describe('on disk', () => {
       ...{ evaluateEverySteps: 4, epochsMax: 2, averaging: { kind: 'none' }, tables },
       ...{ earlyStopping: { enabled: false }, checkpoint: { keepLast: 1 } },
     };
-    const whole = new ShardedRun(1, config);
-    whole.train();
+    if (expected.length === 0) {
+      const whole = new ShardedRun(1, config);
+      whole.train();
+      expected = whole.rows();
+    }
     const first = new ShardedRun(before, config);
     const keeper = createKeeper({ shards: poolOf(first) });
     first.train(() => first.run.step > 0);
     await keeper.register(first.run);
     const versions: number[] = [];
-    for (let until = 2; until < 9; until++) {
+    for (let until = 2; until < 7; until++) {
       first.train(() => first.run.step >= until);
       await keeper.saveNow(first.run);
       versions.push((await newest()).version);
     }
     expect(versions[0]).toBe(1);
-    expect(versions.filter((version) => version === 2).length).toBeGreaterThan(2);
+    expect(versions.filter((version) => version === 2).length).toBeGreaterThan(1);
     const manifest = await newest();
     const { tensors } = await readCheckpoint(checkpointFolder(root, 'r'), manifest);
     const file = tensors.map((tensor) => ({ ...tensor }));
@@ -384,7 +388,7 @@ describe('on disk', () => {
     const second = new ShardedRun(after, config, saved);
     expect(second.rows()).toEqual(first.rows());
     second.train();
-    expect(second.rows()).toEqual(whole.rows());
+    expect(second.rows()).toEqual(expected);
   });
 });
 
