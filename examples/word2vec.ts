@@ -119,7 +119,6 @@ export default defineExperiment({
   config: {
     minibatchSize: 512,
     learningRate: 0.05,
-    schedule: { kind: 'linear', steps: 6_800, floor: 0.05 },
     validationFraction: 0.01,
     epochsMax: 5,
   },
