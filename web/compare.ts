@@ -73,7 +73,7 @@ class CompareView implements View {
   #showsAll = false;
   /** Something was read that is not drawn yet. */
   #isNew = false;
-  #drawnAt = 0;
+  #drawnAt = performance.now();
 
   readonly #chart = new Chart('Comparison', { height: 420, empty: 'Reading the curves …' });
   readonly #progress = h('p', { class: 'muted', role: 'status' });
