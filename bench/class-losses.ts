@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { defineExperiment, type Tensor } from '../library/index.ts';
 import { train } from '../library/train.ts';
 import { serve } from '../server/main.ts';
+import { intervalText } from '../study/report.ts';
 import { estimate } from '../study/statistics.ts';
 import { openEngine } from '../worker/engine.ts';
 import { losses } from '../worker/layers.ts';
@@ -149,10 +150,11 @@ try {
     }
   }
   for (const [kind, all] of found) {
-    const { mean, low, high } = estimate(all.map(({ perplexity }) => perplexity));
+    const own = estimate(all.map(({ perplexity }) => perplexity));
+    const one = (value: number) => value.toFixed(1);
     const ms = all.map((each) => each.ms).sort((a, b) => a - b)[Math.floor(all.length / 2)]!;
     console.log(
-      `${kind}: perplexity ${mean.toFixed(1)} (${low.toFixed(1)} to ${high.toFixed(1)}), ${ms.toFixed(1)} ms a step`,
+      `${kind}: perplexity ${one(own.mean)}, ${intervalText(own, one)}; ${one(ms)} ms a step`,
     );
   }
 } finally {

@@ -9,6 +9,7 @@ import { train } from '../library/train.ts';
 import { serve } from '../server/main.ts';
 import { vocabularyOfField } from '../shared/data-facts.ts';
 import { createRestClient } from '../shared/rest-client.ts';
+import { intervalText } from '../study/report.ts';
 import { estimate } from '../study/statistics.ts';
 import { parsePairs, WordSpace } from '../study/word-vectors.ts';
 import { readWordVectors } from '../worker/embeddings/word-vectors.ts';
@@ -99,8 +100,9 @@ try {
     if (gensim) tell('gensim', seed, gensim);
   }
   for (const [name, values] of Object.entries(found)) {
-    const { mean, low, high } = estimate(values);
-    console.log(`${name}: ${mean.toFixed(3)} (${low.toFixed(3)} to ${high.toFixed(3)})`);
+    const own = estimate(values);
+    const three = (value: number) => value.toFixed(3);
+    console.log(`${name}: ${three(own.mean)}, ${intervalText(own, three)}`);
   }
 } finally {
   stop.abort();
