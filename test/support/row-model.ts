@@ -40,6 +40,8 @@ interface ModelTable {
   decay: number;
   rows: Map<number, ModelRow>;
   readonly waiting: Map<number, number>;
+  /** Keys whose rows began with the values of a file. */
+  readonly pretrained: Set<number>;
   dropped: number;
 }
 
@@ -66,6 +68,7 @@ function copyOf({ tables, captures, rowStep }: ModelState): ModelState {
     ...table,
     rows: new Map(table.rows),
     waiting: new Map(table.waiting),
+    pretrained: new Set(table.pretrained),
   }));
   return { tables: copied, captures: new Map(captures), rowStep };
 }
@@ -82,7 +85,7 @@ export class RowModel {
     this.#configs = this.names.map((name) => config.tables![name]!);
     const fresh = (): ModelTable => ({
       ...{ seed: config.seed, began: 0, decay: 0, dropped: 0 },
-      ...{ rows: new Map(), waiting: new Map() },
+      ...{ rows: new Map(), waiting: new Map(), pretrained: new Set() },
     });
     this.#state = (state && copyOf(state)) ?? {
       tables: this.names.map(fresh),
@@ -112,8 +115,8 @@ export class RowModel {
   }
 
   facts(): { name: string; rows: number; pretrained: number; dropped: number }[] {
-    return this.#state.tables.map(({ rows, dropped }, i) => {
-      return { name: this.names[i]!, rows: rows.size, pretrained: 0, dropped };
+    return this.#state.tables.map(({ rows, pretrained, dropped }, i) => {
+      return { name: this.names[i]!, rows: rows.size, pretrained: pretrained.size, dropped };
     });
   }
 
@@ -143,7 +146,10 @@ export class RowModel {
         const row = this.#admitted(t, key);
         if (!row) continue;
         const last = row.changed;
-        const own = rate * learningRate * scaleOf(Math.max(0, last - readStep));
+        const { pretrainedRate } = this.#configs[t]!;
+        const factor = this.#state.tables[t]!.pretrained.has(key) ? pretrainedRate : 1;
+        if (factor === 0) continue;
+        const own = rate * learningRate * factor * scaleOf(Math.max(0, last - readStep));
         if (!this.#update(t, key, row, g, own)) finite = false;
       }
     }
@@ -158,7 +164,7 @@ export class RowModel {
     if (weightDecay > 0) table.decay += Math.log(Math.max(1e-30, 1 - rate * weightDecay));
     if (expireAfter === null || rowStep % Math.ceil(expireAfter / 4) !== 0) return;
     for (const [key, { changed }] of table.rows) {
-      if (rowStep - changed <= expireAfter) continue;
+      if (rowStep - changed <= expireAfter || table.pretrained.has(key)) continue;
       table.rows.delete(key);
     }
   }
@@ -250,11 +256,28 @@ export class RowModel {
 
   // What the run decides.
 
+  /** Rows that begin with values of a file, in f32. */
+  begin(rows: readonly TableRows[]): void {
+    this.#state.rowStep++;
+    for (const [t, { keys, values }] of rows.entries()) {
+      const { width } = this.#configs[t]!;
+      const table = this.#state.tables[t]!;
+      for (const [i, key] of keys.entries()) {
+        const theta = values.slice(i * width, (i + 1) * width);
+        const state = new Float32Array(2 * width);
+        table.rows.set(key, { theta, state, changed: this.#state.rowStep, decay: table.decay });
+        table.pretrained.add(key);
+      }
+    }
+    this.resetOptimizer();
+  }
+
   reset(seed: number): void {
     for (const table of this.#state.tables) {
       Object.assign(table, { seed, decay: 0, began: this.#state.rowStep, dropped: 0 });
       table.rows.clear();
       table.waiting.clear();
+      table.pretrained.clear();
     }
   }
 

@@ -13,23 +13,38 @@ import {
   type RowShape,
   type TableRows,
 } from '../../shared/rows.ts';
+import { rowShapes } from '../../shared/tables.ts';
 import { RowModel } from './row-model.ts';
 import { aimOf, keysOf } from './table-worker.ts';
 
 /** Rows of tables in the simulator of clusters: what workers do with them, and what is looked at. */
 
-/** Clusters with tables have one of these. Growing tables have fewer rows than there are ids, and forget some. */
+/** With the learning rate of the simulator, the largest gradient there is makes such a row or group overflow. */
+export const OVERFLOWING = 40;
+
+/**
+ * Clusters with tables have one of these. Growing tables have fewer rows than there are ids, and forget some. Tables with a
+ * rate for pretrained rows have some of these.
+ */
 export const TABLES: readonly NonNullable<PartialConfig['tables']>[] = [
-  { word: { rows: 24, width: 2 } },
-  { word: { rows: 24, width: 3, optimizer: { kind: 'sgd' }, maxNorm: 1 } },
+  { word: { rows: 24, width: 2, pretrainedRate: 0.5 } },
+  {
+    word: {
+      ...{ rows: 24, width: 3, optimizer: { kind: 'sgd' }, learningRate: OVERFLOWING },
+      ...{ maxNorm: 1, weightDecay: 0.3 },
+    },
+  },
   {
     word: { rows: 24, width: 2, optimizer: { kind: 'adam' }, weightDecay: 0.5 },
-    more: { rows: 'hash', width: 3, rowsMax: 14, admitAfter: 2, expireAfter: 8 },
+    more: {
+      ...{ rows: 'hash', width: 3, rowsMax: 14, admitAfter: 2, expireAfter: 8 },
+      pretrainedRate: 0,
+    },
   },
   {
     more: {
       ...{ rows: 'hash', width: 2, rowsMax: 10, expireAfter: 4, weightDecay: 0.1 },
-      optimizer: { kind: 'adam' },
+      ...{ optimizer: { kind: 'adam' }, maxNorm: 0.8 },
     },
   },
 ];
@@ -38,6 +53,28 @@ const LOOKS = 25;
 /** Ids are below it. */
 export const KEYS = 24;
 const ALL = Uint32Array.from({ length: KEYS }, (_, key) => key);
+/** Rows of a file of word vectors: every second one, in two messages. */
+const PRETRAINED = [
+  [0, 4, 8],
+  [2, 6],
+];
+/** A gradient of it is finite. */
+export const LARGEST = 3.4e38;
+
+/** What a worker sends before its initial parameters. Tables with a rate for pretrained rows have some. */
+export function initialRows(config: RunConfig): Uint8Array[] {
+  const shapes = rowShapes(config);
+  const isGiven = ({ name }: RowShape) => config.tables![name]!.pretrainedRate !== 1;
+  if (!shapes.some(isGiven)) return [];
+  return PRETRAINED.map((given) => {
+    const rows = shapes.map((shape): TableRows => {
+      const keys = Uint32Array.from(isGiven(shape) ? given : []);
+      const size = keys.length * shape.width;
+      return { keys, values: Float32Array.from({ length: size }, (_, i) => i / 8 - 0.5) };
+    });
+    return encodeRows(shapes, rows, 'f32');
+  });
+}
 
 /** A push of a worker with its whole payload. */
 interface ComingPush {
@@ -114,7 +151,7 @@ export class WatchedRows {
   #spy(): void {
     const tables = this.#tables;
     const model = this.#model;
-    const { apply, undo, reset, resetOptimizer, capture, forget, replace } = tables;
+    const { apply, undo, begin, reset, resetOptimizer, capture, forget, replace } = tables;
     tables.apply = (rate, clip, scaleOf) => {
       this.#admit();
       const { push, payload } = this.#coming!;
@@ -148,6 +185,9 @@ export class WatchedRows {
       this.#takeBack();
       this.#noteMoment();
     };
+    tables.begin = follow(begin, (payload) =>
+      model.begin(decodeRows(this.#shapes, payload, 'f32')),
+    );
     tables.reset = follow(reset, (seed) => model.reset(seed));
     tables.resetOptimizer = follow(resetOptimizer, () => model.resetOptimizer());
     tables.capture = follow(capture, (id) => model.capture(id));
@@ -435,14 +475,26 @@ export class WorkerRows {
     return { rows: { step, encoding, bytes: own.length, wanted: wanted.length }, tail };
   }
 
+  /** A push whose rows have the largest gradients that there are. */
+  #overflowing(push: Push, payload: Uint8Array): ComingPush {
+    const { rows } = push;
+    const { bytes, wanted, encoding } = rows!;
+    const end = payload.length - wanted;
+    const given = decodeRows(this.#shapes, payload.subarray(end - bytes, end), encoding);
+    const sign = this.#draw.below(2) === 0 ? 1 : -1;
+    const large = given.map(({ keys, values }) => ({ keys, values: values.fill(sign * LARGEST) }));
+    const own = encodeRows(this.#shapes, large, 'f32');
+    const before = payload.subarray(0, end - bytes);
+    const bad = new Uint8Array(Buffer.concat([before, own, payload.subarray(end)]));
+    const { length } = own;
+    return { push: { ...push, rows: { ...rows!, encoding: 'f32', bytes: length } }, payload: bad };
+  }
+
   /** A push as no honest worker makes one. @param rowStep of the server, which a liar may have from another worker. */
-  lie(
-    push: Push,
-    payload: Uint8Array,
-    rowStep: number,
-  ): { readonly push: Push; readonly payload: Uint8Array } {
+  lie(push: Push, payload: Uint8Array, rowStep: number): ComingPush {
     const { rows } = push;
     if (!rows) return { push, payload };
+    if (this.#draw.below(8) === 0) return this.#overflowing(push, payload);
     const bad = payload.slice();
     const start = payload.length - rows.wanted - rows.bytes;
     const words = new DataView(bad.buffer, bad.byteOffset);

@@ -43,11 +43,20 @@ import {
   EXCHANGED,
   examplesOf,
   FACTS,
+  FEATURES,
   gradientOf,
   lossOf,
   TENSORS,
 } from './regression.ts';
-import { type SavedRows, TABLES, WatchedRows, WorkerRows } from './simulated-rows.ts';
+import {
+  initialRows,
+  LARGEST,
+  OVERFLOWING,
+  type SavedRows,
+  TABLES,
+  WatchedRows,
+  WorkerRows,
+} from './simulated-rows.ts';
 
 /**
  * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
@@ -174,6 +183,10 @@ const GROUPS: readonly NonNullable<PartialConfig['groups']>[] = [
   },
 ];
 
+const OVERFLOWING_GROUPS: NonNullable<PartialConfig['groups']> = {
+  bias: { pattern: 'bias', learningRate: OVERFLOWING, optimizer: { kind: 'sgd' } },
+};
+
 const NO_PAYLOAD = new Float32Array();
 /** Nothing takes longer when nobody disturbs. */
 const PATIENCE_SECONDS = 7_200;
@@ -212,6 +225,8 @@ class Simulation {
   readonly config: PartialConfig;
   readonly resolved: RunConfig;
   readonly consistency: RunConfig['consistency'];
+  /** The largest gradients that there are make the parameters overflow. */
+  readonly overflows: boolean;
   /** Parts that the parameters are exchanged in. */
   readonly fragments: number;
   readonly tensors: Join['tensors'];
@@ -260,10 +275,15 @@ class Simulation {
     const given = TABLES[random(seed, 10).below(2 * TABLES.length)];
     // Rows have no average, and no other push can outvote theirs.
     const tables = isLocal || mode?.velocity !== undefined || !isMean ? undefined : given;
+    // A push may make the parameters overflow when its rows are updated already.
+    this.overflows = tables !== undefined && mode === null && random(seed, 11).below(3) === 0;
     const config: PartialConfig = {
       minibatchSize: 4,
       ...(isLocal && local),
       ...(!isLocal && mode?.velocity === undefined && groups && { groups }),
+      ...(this.overflows && { groups: OVERFLOWING_GROUPS }),
+      // Such a push takes the run back as often as there is one, and it learns as before.
+      ...(tables && { divergence: { rollbacksMax: 100, factor: 1 } }),
       learningRate: 0.03,
       epochsMax: this.pick([2, 6, 20]),
       leaseSeconds: this.pick([3, 10, 60]),
@@ -281,6 +301,7 @@ class Simulation {
         ...(inRounds && IN_ROUNDS),
         ...mode,
         ...(isLocal && (isElastic || isByFragments) && { depth: 1 }),
+        ...(this.overflows && { damping: 'none', correction: 'none' }),
       },
       nonFiniteMax: 1_000,
       earlyStopping: {
@@ -1423,11 +1444,13 @@ class SimulatedWorker {
       const { tensors } = this.#simulation;
       this.#connection?.send({ ...join, tensors, data: problem.summary, facts: 'json' }, FACTS);
     } else if (message.type === 'initialise') {
+      const { grant } = message;
+      const own = this.#rows ? initialRows(this.#simulation.resolved) : [];
+      for (const bytes of own) {
+        this.#connection?.send({ type: 'initialRows', run: 'r', grant }, bytes);
+      }
       const values = new Float32Array(this.#simulation.layout.size).fill(0.1);
-      this.#connection?.send(
-        { type: 'initialised', run: 'r', grant: message.grant },
-        bytesOf(values),
-      );
+      this.#connection?.send({ type: 'initialised', run: 'r', grant }, bytesOf(values));
     } else if (message.type === 'rows') {
       this.#tookRows(message, sent.payload);
     } else if (message.type === 'work') {
@@ -1530,6 +1553,8 @@ class SimulatedWorker {
     const at = own ?? theta;
     const { payload: given, loss } = gradientOf(problem, 0, lease, at);
     let payload = given;
+    // An honest gradient is small beside this rate.
+    if (this.#simulation.overflows) payload[FEATURES]! /= OVERFLOWING;
     // One large step is as good as several here.
     for (let i = 0; local && i < OWN; i++) payload[i]! *= local.learningRate;
     if (isByFragments) payload = this.#fragment(local, payload);
@@ -1586,6 +1611,13 @@ class SimulatedWorker {
     if (this.#rows && draw.below(2) === 0) {
       const lie = this.#rows.lie(push, payload, this.#simulation.server.rowSteps);
       connection?.send(lie.push, lie.payload);
+      return;
+    }
+    if (this.#simulation.overflows && draw.below(3) === 0) {
+      const bad = payload.slice();
+      const isNegative = draw.below(2) === 0;
+      floatsOf(bad).fill(isNegative ? -LARGEST : LARGEST, 0, EXCHANGED);
+      connection?.send(push, bad);
       return;
     }
     const lies: (() => void)[] = [
