@@ -11,6 +11,7 @@
  *     npm run chaos -- --faults 100 --mode synchronous  # several pushes make an update
  *     npm run chaos -- --faults 100 --tables   # rows of two tables, one of which grows, beside the parameters
  *     npm run chaos -- --faults 100 --groups   # groups with rates of their own, one of them frozen at first
+ *     npm run chaos -- --faults 100 --tables --shards 3  # parameters and rows are cut over three processes
  *     npm run chaos -- --faults 100 --standby  # with a second server, which takes over when one is killed or halted
  */
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -58,11 +59,14 @@ const { values } = parseArgs({
     groups: { type: 'boolean', default: false },
     /** A second server follows the first, by `sync` replication, and the other way round after it took over. */
     standby: { type: 'boolean', default: false },
+    /** Processes that hold a share of the parameters and of the rows, the server among them. */
+    shards: { type: 'string', default: '1' },
     /** Mean time between faults. */
     every: { type: 'string', default: '1.5' },
   },
 });
 const faultsMax = Number(values.faults);
+const shardCount = Number(values.shards);
 const minutesMax = Number(values.minutes ?? 10 + (faultsMax * Number(values.every)) / 6);
 /** The experiment, with groups for its layers. */
 const EXPERIMENT = values.tables
@@ -202,9 +206,19 @@ const servers = ports.map(
         ...['serve', '--port', String(port), '--state', state, '--redis-url', redis.url],
         ...['--no-local-socket', '--push-log', pushLog],
         ...(values.standby ? ['--lease-seconds', '2'] : []),
+        ...(shardCount > 1 ? ['--shards', values.shards, '--shards-elsewhere'] : []),
         ...(follows.length > 0 ? ['--standby-of', follows[0]!] : []),
       ];
     }),
+);
+/** Those beside the server. They find each other by Redis. */
+const shards = Array.from(
+  { length: shardCount - 1 },
+  (_, i) =>
+    new Service(`shard ${i + 1}`, () => [
+      ...['shard', '--host', '127.0.0.1', '--port', '0', '--state', state],
+      ...['--redis-url', redis.url, '--no-local-socket'],
+    ]),
 );
 const client = createRestClient({ server: ports.map(urlOf).join(), timeoutMs: 30_000 });
 /** The trainings, one after another; the last one is under way. */
@@ -231,7 +245,8 @@ async function createTraining(): Promise<void> {
     },
   };
   for (;;) {
-    // The answer to a request that was carried out may be lost.
+    // A fault may end this request: its server was killed, or waits for Redis or for its shards. Or it was carried out, and its
+    // answer was lost. So the run is looked for, and created once more only if it is not there.
     const created = await client.createRun(options).catch(() => look());
     if (created) return;
     await delay(300);
@@ -274,6 +289,10 @@ const FAULTS: Readonly<Record<string, () => Promise<void> | void>> = {
   // Sometimes for longer than a lease.
   'a server halted': () =>
     pick(servers).halt(200 + (values.standby ? 6_000 : 2_000) * draw.uniform()),
+  ...(shards.length > 0 && {
+    'a shard killed': () => pick(shards).kill(),
+    'a shard halted': () => pick(shards).halt(200 + 4_000 * draw.uniform()),
+  }),
   ...(disk && {
     'the disk full for a while': async () => {
       const free = disk.fill();
@@ -359,7 +378,7 @@ for (const name of names) {
   runs.push(run);
 }
 const log = readFileSync(pushLog, 'utf8');
-for (const service of [...workers, ...servers.reverse()]) await service.end();
+for (const service of [...workers, ...servers.reverse(), ...shards]) await service.end();
 for (const proxy of proxies) await proxy.close();
 await redis.stop();
 const reports = runs.map((run) => {
@@ -391,6 +410,7 @@ console.log(
         mode: values.mode,
         tables: values.tables,
         groups: values.groups,
+        shards: shardCount,
         faults: { made, wanted: faultsMax },
       },
       ...{ kinds: Object.fromEntries(counts), moments: Object.fromEntries(moments) },

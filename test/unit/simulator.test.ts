@@ -8,6 +8,8 @@ import type { RunCall } from '../../server/core/run/calls.ts';
 import { Roster } from '../../server/core/run/roster.ts';
 import { Run } from '../../server/core/run.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
+import { RowTable } from '../../server/core/tables/row-table.ts';
+import { RowUndo } from '../../server/core/tables/row-undo.ts';
 import { RunTables } from '../../server/core/tables/run-tables.ts';
 import { VECTOR } from '../../server/core/vectors.ts';
 import { Replication } from '../../server/standby/replication.ts';
@@ -143,19 +145,40 @@ describe('a broken server is caught:', () => {
     expect((await caught()).message).toMatch(/capture \d+ of rows is kept/);
   });
 
+  test('3, it takes rows back and not the decay of their table', async () => {
+    const real = RowUndo.prototype.begin;
+    vi.spyOn(RowUndo.prototype, 'begin').mockImplementation(function (this: RowUndo, count, decay) {
+      real.call(this, count, decay - 0.01);
+    });
+    expect((await caught({}, 200, 60)).message).toMatch(/rows (of capture \d+ )?at row step/);
+  }, 120_000);
+
+  test('3, it keeps the rows of a push whose parameters overflow', async () => {
+    vi.spyOn(RunTables.prototype, 'undo').mockImplementation(() => {});
+    expect((await caught({}, 200, 60)).message).toContain('rows are at row step');
+  }, 120_000);
+
+  test('3, it forgets at a restart which rows are pretrained', async () => {
+    const real = RowTable.prototype.restoreRows;
+    vi.spyOn(RowTable.prototype, 'restoreRows').mockImplementation(function (this: RowTable, rows) {
+      real.call(this, { ...rows, pretrained: new Float32Array() });
+    });
+    expect((await caught()).message).toContain("pretrained' was restored with other values");
+  }, 120_000);
+
   test('4, it lets pushes with too stale rows in', async () => {
     vi.spyOn(RunTables.prototype, 'staleness').mockReturnValue(0);
     const violation = await caught();
     expect(violation.invariant).toBe(4);
     expect(violation.message).toMatch(/row \d+ of table \d was updated with a staleness of/);
-  });
+  }, 120_000);
 
   test('4, it believes a worker that claims newer rows than it was sent', async () => {
     vi.spyOn(Roster.prototype, 'rowStepSent').mockReturnValue(Number.MAX_SAFE_INTEGER);
     const violation = await caught();
     expect(violation.invariant).toBe(4);
     expect(violation.message).toContain('claimed rows of row step');
-  });
+  }, 120_000);
 
   test('9, its standby has other rows', async () => {
     const real = Run.replicate;
