@@ -147,8 +147,8 @@ describe('a broken server is caught:', () => {
 
   test('3, it takes rows back and not the decay of their table', async () => {
     const real = RowUndo.prototype.begin;
-    vi.spyOn(RowUndo.prototype, 'begin').mockImplementation(function (this: RowUndo, count, decay) {
-      real.call(this, count, decay - 0.01);
+    vi.spyOn(RowUndo.prototype, 'begin').mockImplementation(function (this: RowUndo, count, at) {
+      real.call(this, count, { ...at, decay: at.decay - 0.01 });
     });
     expect((await caught({}, 200, 60)).message).toMatch(/rows (of capture \d+ )?at row step/);
   }, 120_000);
