@@ -46,7 +46,12 @@ interface ModelTable {
 }
 
 /** What a capture keeps: all of it. */
-type Captured = readonly Pick<ModelTable, 'seed' | 'decay' | 'rows'>[];
+type Captured = readonly CapturedTable[];
+
+interface CapturedTable extends Pick<ModelTable, 'seed' | 'decay' | 'rows'> {
+  /** Keys whose rows were kept for it by an update that was taken back: going back to it changes them. */
+  readonly kept: ReadonlySet<number>;
+}
 
 interface ModelState {
   readonly tables: ModelTable[];
@@ -251,6 +256,17 @@ export class RowModel {
       for (const [key, seen] of waiting) table.waiting.set(key, seen);
       table.dropped = dropped;
     }
+    for (const [id, captured] of before.captures) {
+      const kept = captured.map((then, t) => {
+        const [old, now] = [before.tables[t]!.rows, after.tables[t]!.rows];
+        const touched = [...then.rows.keys()].filter(
+          (key) =>
+            old.get(key) !== now.get(key) && old.get(key)?.changed === then.rows.get(key)!.changed,
+        );
+        return touched.length === 0 ? then : { ...then, kept: new Set([...then.kept, ...touched]) };
+      });
+      before.captures.set(id, kept);
+    }
     this.#state = before;
   }
 
@@ -287,7 +303,7 @@ export class RowModel {
 
   capture(id: number): void {
     const captured = this.#state.tables.map(({ seed, decay, rows }) => {
-      return { seed, decay, rows: new Map(rows) };
+      return { seed, decay, rows: new Map(rows), kept: new Set<number>() };
     });
     this.#state.captures.set(id, captured);
   }
@@ -300,12 +316,13 @@ export class RowModel {
   replace(id: number): void {
     const then = this.#state.captures.get(id)!;
     this.#state.rowStep++;
-    for (const [t, { seed, decay, rows }] of then.entries()) {
+    for (const [t, { seed, decay, rows, kept }] of then.entries()) {
       const table = this.#state.tables[t]!;
       for (const [key, row] of table.rows) {
         const old = rows.get(key);
         if (!old) table.rows.delete(key);
-        else if (old.changed !== row.changed) this.#putBack(t, key, decay, old, row.state);
+        else if (old.changed !== row.changed || kept.has(key))
+          this.#putBack(t, key, decay, old, row.state);
       }
       for (const [key, old] of rows) {
         if (!table.rows.has(key)) this.#putBack(t, key, decay, old, old.state);

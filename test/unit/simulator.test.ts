@@ -9,7 +9,6 @@ import { Roster } from '../../server/core/run/roster.ts';
 import { Run } from '../../server/core/run.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
 import { RowTable } from '../../server/core/tables/row-table.ts';
-import { RowUndo } from '../../server/core/tables/row-undo.ts';
 import { RunTables } from '../../server/core/tables/run-tables.ts';
 import { VECTOR } from '../../server/core/vectors.ts';
 import { Replication } from '../../server/standby/replication.ts';
@@ -144,14 +143,6 @@ describe('a broken server is caught:', () => {
     vi.spyOn(RunTables.prototype, 'forget').mockImplementation(() => {});
     expect((await caught()).message).toMatch(/capture \d+ of rows is kept/);
   });
-
-  test('3, it takes rows back and not the decay of their table', async () => {
-    const real = RowUndo.prototype.begin;
-    vi.spyOn(RowUndo.prototype, 'begin').mockImplementation(function (this: RowUndo, count, at) {
-      real.call(this, count, { ...at, decay: at.decay - 0.01 });
-    });
-    expect((await caught({}, 200, 60)).message).toMatch(/rows (of capture \d+ )?at row step/);
-  }, 120_000);
 
   test('3, it keeps the rows of a push whose parameters overflow', async () => {
     vi.spyOn(RunTables.prototype, 'undo').mockImplementation(() => {});
