@@ -63,14 +63,15 @@ export function rowBytes(
   return bytes;
 }
 
-/** @param rows of each table, in the order of the shapes. */
+/** @param rows of each table, in the order of the shapes. @param room bytes behind them, zeros. */
 export function encodeRows(
   shapes: readonly RowShape[],
   rows: readonly TableRows[],
   encoding: RowEncoding,
+  room = 0,
 ): Uint8Array {
   const counts = rows.map(({ keys }) => keys.length);
-  const bytes = new Uint8Array(rowBytes(shapes, counts, encoding));
+  const bytes = new Uint8Array(rowBytes(shapes, counts, encoding) + room);
   let at = 0;
   for (const [i, { width }] of shapes.entries()) {
     const { keys, values } = rows[i]!;
@@ -87,9 +88,13 @@ export function encodeRows(
   return bytes;
 }
 
+/** What `encodeKeys` needs. */
+export const keyBytes = (keys: readonly Uint32Array[]): number =>
+  keys.reduce((sum, each) => sum + 4 + 4 * each.length, 0);
+
 /** @param keys of each table, in the order of the shapes. */
 export function encodeKeys(keys: readonly Uint32Array[]): Uint8Array {
-  const bytes = new Uint8Array(keys.reduce((sum, each) => sum + 4 + 4 * each.length, 0));
+  const bytes = new Uint8Array(keyBytes(keys));
   let at = 0;
   for (const each of keys) at = writeKeys(each, bytes, at);
   return bytes;

@@ -8,10 +8,12 @@ import {
   decodeRows,
   encodeKeys,
   encodeRows,
+  keyBytes,
   type RowEncoding,
   type RowShape,
   rowBytes,
   type TableRows,
+  writeKeys,
 } from '../../shared/rows.ts';
 import { rowPushEncoding } from '../../shared/tables.ts';
 import { findKeys } from './find-keys.ts';
@@ -182,12 +184,12 @@ export class RowsExchange {
     step: number,
     wanted: readonly Uint32Array[] | null,
   ): RowsOfPush {
-    const own = encodeRows(this.#shapes, gradients, this.#encoding);
-    const keys = wanted ? encodeKeys(wanted) : new Uint8Array(0);
-    const tail = new Uint8Array(own.length + keys.length);
-    tail.set(own);
-    tail.set(keys, own.length);
-    const rows = { step, encoding: this.#encoding, bytes: own.length, wanted: keys.length };
+    const room = wanted ? keyBytes(wanted) : 0;
+    const tail = encodeRows(this.#shapes, gradients, this.#encoding, room);
+    const bytes = tail.length - room;
+    let at = bytes;
+    for (const keys of wanted ?? []) at = writeKeys(keys, tail, at);
+    const rows = { step, encoding: this.#encoding, bytes, wanted: room };
     return { rows, tail };
   }
 
