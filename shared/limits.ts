@@ -24,6 +24,8 @@ export const LIMITS = {
   /** Weights of a pretrained model, as they lie in their files, and its model.json. */
   pretrainedBytesMax: 2 ** 30,
   topologyBytesMax: 2 ** 26,
+  /** Rows of tables in a model for TensorFlow.js. */
+  exportedTableBytesMax: 2 ** 31,
   /** The layers of a pretrained model that a run keeps, compressed, as base64. */
   keptArchitectureBytesMax: 2 ** 20,
   /** Entries of a vocabulary: a run keeps them all. */

@@ -1,15 +1,26 @@
-import { writeFile } from 'node:fs/promises';
+import { createWriteStream } from 'node:fs';
+import { rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import type { io } from '@tensorflow/tfjs-core';
 import type { RunConfig } from '../shared/config.ts';
 import type { DataFacts } from '../shared/data-facts.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { Layout } from '../shared/layout.ts';
+import { LIMITS } from '../shared/limits.ts';
 import { isForEvaluations } from './batch.ts';
 import { examplesLike } from './data/facts.ts';
 import type { Experiment } from './experiment.ts';
 import { buildModel, type Model } from './model.ts';
 import { dataSettings } from './prepare.ts';
+import {
+  type IdPlaces,
+  idPlaces,
+  inStockLayers,
+  type StockModel,
+  type TrainedTable,
+} from './rows/stock-layers.ts';
 import { tf } from './tf.ts';
 
 /** A trained model in the files that `tf.loadLayersModel` opens: `model.json` and `weights.bin`. */
@@ -26,6 +37,8 @@ export interface TrainedModelOptions {
   readonly tensors: readonly NamedValues[];
   /** The model's shapes follow from them. */
   readonly facts: DataFacts;
+  /** Its tables; absent: there are none. */
+  readonly tables?: readonly TrainedTable[];
   /** Where data lie, absolute: they are read only for a model that takes its shapes from what `data()` has left. */
   readonly dataFolder: string;
   readonly log: (line: string) => void;
@@ -34,6 +47,7 @@ export interface TrainedModelOptions {
 export interface LayersFormatOptions extends TrainedModelOptions {
   /** A folder that exists. */
   readonly to: string;
+  readonly signal?: AbortSignal;
 }
 
 /**
@@ -44,44 +58,98 @@ export interface LayersFormatOptions extends TrainedModelOptions {
 export async function layersArtifacts(
   options: TrainedModelOptions,
 ): Promise<io.ModelArtifacts | null> {
+  return (await trainedArtifacts(options)).artifacts;
+}
+
+async function trainedArtifacts(options: TrainedModelOptions) {
   const model = await trainedModel(options);
   try {
-    return (await model.topology()) as io.ModelArtifacts | null;
+    const artifacts = (await model.topology()) as io.ModelArtifacts | null;
+    return { artifacts, bindings: model.rows?.bindings ?? [] };
   } finally {
     model.dispose();
   }
 }
 
 /**
- * Writes it.
- * @throws DownpourError DP_USAGE: a function of variables has no such format, nor has a `batch` that evaluations apply;
+ * Writes it. Tables become embeddings, in pieces.
+ * @returns where each table has the rows of ids. @throws DownpourError DP_USAGE: a function of variables has no such format, nor has a `batch` that evaluations apply;
  *   what `layersArtifacts` throws.
  */
-export async function writeLayersModel({ to, ...options }: LayersFormatOptions): Promise<void> {
+export async function writeLayersModel({
+  to,
+  signal,
+  ...options
+}: LayersFormatOptions): Promise<readonly IdPlaces[]> {
   if (isForEvaluations(options.experiment.batch)) {
     throw new DownpourError(
       'DP_USAGE',
       "the experiment's batch has evaluation: true, so its model needs inputs that batch() has changed, and a file for tf.loadLayersModel has no batch(): make that change a layer of the model, or export with --format safetensors",
     );
   }
-  const artifacts = await layersArtifacts(options);
+  const { artifacts, bindings } = await trainedArtifacts(options);
   if (artifacts === null) {
     throw new DownpourError(
       'DP_USAGE',
       'the model is a function of variables, or several models, which tf.loadLayersModel cannot open: export it with --format safetensors',
     );
   }
-  const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = artifacts;
+  const { tables = [] } = options;
+  const places = idPlaces(bindings, tables);
+  const stock: StockModel =
+    tables.length > 0 ? await inStockLayers(artifacts, places, tables) : { artifacts, weights: [] };
+  const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = stock.artifacts;
+  const bytes = stock.weights.reduce((sum, { shape: [n, width] }) => sum + 4 * n * width, 0);
+  if (bytes > LIMITS.exportedTableBytesMax) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `the tables ${tables.map(({ name }) => name).join(', ')} have ${bytes} bytes as embeddings; allowed: ${LIMITS.exportedTableBytesMax}, as a program with TensorFlow.js loads all weights at once: use --format safetensors or word2vec`,
+    );
+  }
+  const weights = [
+    ...weightSpecs,
+    ...stock.weights.map(({ name, shape }) => ({
+      ...{ name, shape: [...shape], dtype: 'float32' as const },
+    })),
+  ];
   const json: io.ModelJSON = {
     format: 'layers-model',
     generatedBy: `TensorFlow.js ${tf.version_core}`,
     convertedBy: null,
     modelTopology: modelTopology!,
-    weightsManifest: [{ paths: ['weights.bin'], weights: weightSpecs }],
+    weightsManifest: [{ paths: ['weights.bin'], weights }],
   };
-  const weights = tf.io.CompositeArrayBuffer.join(weightData);
-  await writeFile(join(to, 'weights.bin'), new Uint8Array(weights));
+  const dense = tf.io.CompositeArrayBuffer.join(weightData);
+  await writePieces(join(to, 'weights.bin'), signal, async function* () {
+    yield new Uint8Array(dense);
+    for (const { pieces } of stock.weights) yield* pieces();
+  });
+  for (const { keys, tables: names } of places) {
+    if (!keys) continue;
+    const bytes = new Uint8Array(keys.buffer, keys.byteOffset, keys.byteLength);
+    await writeFile(join(to, keysFile(names)), bytes);
+  }
   await writeFile(join(to, 'model.json'), JSON.stringify(json));
+  return places;
+}
+
+/** The file with the keys of tables that grow, for those that share them. */
+export const keysFile = (tables: readonly string[]): string => `keys-${tables[0]}.bin`;
+
+/** Another name is used until all is written, so an end in the midst leaves no half file. */
+async function writePieces(
+  path: string,
+  signal: AbortSignal | undefined,
+  pieces: () => AsyncIterable<Uint8Array>,
+): Promise<void> {
+  const partial = `${path}.part`;
+  try {
+    const file = createWriteStream(partial);
+    await pipeline(Readable.from(pieces()), file, { ...(signal && { signal }) });
+    await rename(partial, path);
+  } finally {
+    await rm(partial, { force: true });
+  }
 }
 
 async function trainedModel(options: TrainedModelOptions): Promise<Model> {

@@ -4,7 +4,6 @@ import { join, resolve } from 'node:path';
 import { readTensors } from '../../files/checkpoint.ts';
 import { type DataFacts, vocabularyOfField } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
-import { tablesOf } from '../../shared/tables.ts';
 import type { Experiment } from '../../worker/experiment.ts';
 import { modelScript } from '../bundles/model-script.ts';
 import {
@@ -107,9 +106,9 @@ async function exportTo(to: string, what: string, options: AbortableExport): Pro
       await rename(partial, join(to, file));
       files.push(file);
     } else {
-      const { tensors } = await readTensors(partial);
-      about = await writeTfjs(copied, tensors, to, options);
-      files.push('model.json', 'weights.bin', 'predict.js', 'README.md');
+      const written = await writeTfjs(copied, partial, to, options);
+      about = written.about;
+      files.push('model.json', 'weights.bin', ...written.files, 'predict.js', 'README.md');
       await writeFile(join(to, 'predict.js'), await modelScript());
       await writeFile(join(to, 'README.md'), readme(about));
     }
@@ -227,36 +226,42 @@ async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
   }
 }
 
-/** @returns what `downpour.json` says; of the data as they are now, where an older release kept nothing of them. */
+/** @param path of the copied tensors. @returns files beside the model, and what `downpour.json` says; of the data as they are now, where an older release kept nothing of them. */
 async function writeTfjs(
   copied: Copied,
-  tensors: Awaited<ReturnType<typeof readTensors>>['tensors'],
+  path: string,
   to: string,
-  options: ExportOptions,
-): Promise<Record<string, unknown>> {
+  options: AbortableExport,
+): Promise<{ readonly about: Record<string, unknown>; readonly files: readonly string[] }> {
   const { facts } = copied;
-  const tables = tablesOf(facts.config);
-  if (tables) {
-    throw new DownpourError(
-      'DP_USAGE',
-      `run ${facts.run} has tables (${Object.keys(tables).join(', ')}), which a model of TensorFlow.js cannot hold: use --format safetensors, whose tensors @table.<name>.model.keys and .values are the rows`,
-    );
-  }
   const { loadExperiment } = await import('../../worker/experiment.ts');
   const { openEngine } = await import('../../worker/engine.ts');
-  const { writeLayersModel } = await import('../../worker/layers-format.ts');
+  const { keysFile, writeLayersModel } = await import('../../worker/layers-format.ts');
   const { lossNames } = await import('../../worker/outputs.ts');
   const { examplesLike } = await import('../../worker/data/facts.ts');
-  const path = await experimentOf(facts, options.experiments);
   // Only shapes are computed: an engine that is always there does.
   await openEngine({ engine: 'wasm' });
-  const experiment = await loadExperiment(path);
+  const experiment = await loadExperiment(await experimentOf(facts, options.experiments));
   const dataFolder = resolve(options.data ?? 'data');
   const known = copied.data.facts ?? (await factsOfNow(copied, experiment, dataFolder));
   const { config } = facts;
-  await writeLayersModel({ experiment, config, tensors, facts: known, dataFolder, to, log: tell });
-  const losses = lossNames(experiment, examplesLike(known));
-  return { ...aboutModel({ ...copied, data: { ...copied.data, facts: known } }), ...losses };
+  const { tensors } = await readTensors(path);
+  const { tables = [], close } = (await openStoredRows(path, config)) ?? {};
+  try {
+    const data = { facts: known, dataFolder, tables };
+    const model = { experiment, config, tensors, log: tell, ...data };
+    const places = await writeLayersModel({ ...model, to, signal: options.signal });
+    const files = places.flatMap(({ keys, tables }) => (keys ? keysFile(tables) : []));
+    const idPlaces = places.map(({ keys, tables, ...place }) => ({
+      ...place,
+      ...(keys && { keys: keysFile(tables) }),
+    }));
+    const about = aboutModel({ ...copied, data: { ...copied.data, facts: known } });
+    const losses = lossNames(experiment, examplesLike(known));
+    return { about: { ...about, ...losses, ...(places.length > 0 && { idPlaces }) }, files };
+  } finally {
+    await close?.();
+  }
 }
 
 /** @throws DownpourError DP_DATA_MISMATCH: there are more or fewer examples than the run had. */

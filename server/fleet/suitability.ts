@@ -98,7 +98,7 @@ export function abilitiesOf(
     groups: headers[GROUPS_HEADER] === 'yes' || offered.includes(GROUPS_HEADER),
     fragments: headers[FRAGMENTS_HEADER] === 'yes',
     residualDecay: headers[RESIDUAL_DECAY_HEADER] === 'yes',
-    tables: headers[TABLES_HEADER] === 'yes',
+    tables: headers[TABLES_HEADER] === 'yes' || offered.includes(TABLES_HEADER),
     rowShards: headers[ROW_SHARDS_HEADER] === 'yes',
   };
 }
@@ -120,7 +120,7 @@ export function lackOf(
   if (tables && !able.tables) {
     return new DownpourError(
       'DP_PROTOCOL_VERSION',
-      `run '${id}' has tables of rows (${Object.keys(tables).join(', ')}), and this worker does not know them: it is of an older release or of another program; start \`downpour work\` of this release, or create the run without tables`,
+      `run '${id}' has tables of rows (${Object.keys(tables).join(', ')}), and this worker does not know them: it is of an older release or of another program; start \`downpour work\` of this release, load the page of a browser again, or create the run without tables`,
     );
   }
   if (rowParts && !able.rowShards) {

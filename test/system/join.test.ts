@@ -86,6 +86,33 @@ const HOUSES = `
     loss: { price: 'meanSquaredError', large: 'softmaxCrossEntropy' },
   };`;
 
+/** Bags of words and a user, whose rows are in tables: one of known size, and one that grows. */
+const BAGS = `
+  import { layers } from 'downpour/layers';
+  const count = 96;
+  const ids = (size: number, at: (i: number) => number) => Int32Array.from({ length: count * size }, (_, i) => at(i));
+  export default {
+    browser: true,
+    data: () => ({
+      train: {
+        inputs: {
+          words: { values: ids(4, (i) => (i * i * 7) % 40), shape: [count, 4], vocabulary: Array.from({ length: 40 }, (_, i) => 'w' + i) },
+          user: { values: ids(1, (i) => 1e6 * ((i * 5) % 12)), shape: [count] },
+        },
+        targets: { values: Float32Array.from({ length: count }, (_, i) => Math.sin(i)), shape: [count, 1] },
+      },
+      source: 'bags',
+    }),
+    model: ({ tf }: { tf: any }) => {
+      const words = tf.input({ shape: [4], name: 'words', dtype: 'int32' });
+      const user = tf.input({ shape: [], name: 'user', dtype: 'int32' });
+      const bag = layers.rows({ table: 'word', combine: 'mean', maskZero: true }).apply(words);
+      const both = tf.layers.concatenate().apply([bag, layers.rows({ table: 'user' }).apply(user)]);
+      return tf.model({ inputs: [words, user], outputs: tf.layers.dense({ units: 1 }).apply(both) });
+    },
+    loss: 'meanSquaredError',
+  };`;
+
 const skipped = findBrowser() === null && !process.env.CI;
 let folder: string;
 let bundle: JoinPageBundle;
@@ -106,6 +133,7 @@ beforeAll(async () => {
   await mkdir(own);
   await writeFile(join(own, 'from-disk.ts'), FROM_DISK);
   await writeFile(join(own, 'houses.ts'), HOUSES);
+  await writeFile(join(own, 'bags.ts'), BAGS);
   await writeFile(join(own, 'not-asked.ts'), FROM_DISK.replace('browser: true', 'browser: false'));
   await writeFile(join(own, 'broken.ts'), "throw new Error('no such module');\nexport default {};");
   await writeFile(join(folder, 'xs'), 'abcdefgh');
@@ -212,13 +240,20 @@ describe.skipIf(skipped)('a worker in a browser', () => {
       .toBe(true);
   });
 
-  test.for<[what: string, file: () => string]>([
+  const own = (name: string) => () => join(folder, 'experiments', name);
+  test.for<[what: string, file: () => string, more?: PartialConfig]>([
     ['pictures', () => DIGITS],
-    ['fields by name', () => join(folder, 'experiments', 'houses.ts')],
+    ['fields by name', own('houses.ts')],
+    [
+      'rows of tables',
+      own('bags.ts'),
+      { tables: { word: { rows: 40, width: 3 }, user: { rows: 'hash', width: 2 } } },
+    ],
   ])(
     'computes what WebAssembly computes in Node, to the last evaluation: %s',
-    async ([what, file]) => {
-      const config = { epochsMax: 3, evaluateEverySteps: 15, earlyStopping: { enabled: false } };
+    async ([what, file, more]) => {
+      const endless = { evaluateEverySteps: 15, earlyStopping: { enabled: false } };
+      const config: PartialConfig = { epochsMax: 3, ...endless, ...more };
       const ids = ['node', 'page'].map((where) => `in-${where}-${what.split(' ')[0]}`);
       const [inNode, inPage] = ids as [string, string];
       await cluster.createRun(inNode, file(), { ...CONFIG, ...config });
@@ -408,7 +443,7 @@ describe.skipIf(skipped)('a worker in a browser', () => {
 
 describe.skipIf(skipped)('what is sent to browsers', () => {
   test('is those experiments of a folder that say so, with the data that Node read', async () => {
-    expect(bundle.experiments).toEqual(['few-digits', 'from-disk', 'houses']);
+    expect(bundle.experiments).toEqual(['few-digits', 'bags', 'from-disk', 'houses']);
     const files = [...bundle.files.files.keys()];
     for (const name of ['few-digits.data', 'from-disk.data', 'worker.js']) {
       expect(files).toContain(name);

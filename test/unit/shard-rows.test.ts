@@ -3,7 +3,8 @@ import { Run } from '../../server/core/run.ts';
 import { checkShardCommand, type ShardCommand } from '../../server/core/shard-command.ts';
 import { rowsElsewhere } from '../../server/core/tables/row-parts.ts';
 import { abilitiesOf, lackOf } from '../../server/fleet/suitability.ts';
-import type { PartialConfig } from '../../shared/config.ts';
+import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import { ticketProtocols } from '../../shared/join.ts';
 import { shardOfRow } from '../../shared/row-shards.ts';
 import { encodeRows } from '../../shared/rows.ts';
 import { ROW_SHARDS_HEADER, TABLES_HEADER } from '../../shared/tables.ts';
@@ -243,7 +244,15 @@ describe('what is decided about a push is decided for its rows on all shards', (
     expect(run.run.phase).toBe('finished');
   });
 
-  test('a worker that looks for all rows on the server gets no such run', () => {
+  test('a worker that looks for all rows on the server gets no such run; a page says by a subprotocol what it knows', () => {
+    const whole = { id: 'r', config: resolveConfig(config) };
+    const page = (...abilities: string[]) =>
+      lackOf(
+        abilitiesOf({ 'sec-websocket-protocol': ticketProtocols('t', abilities).join(', ') }),
+        whole,
+      )?.code;
+    expect(page()).toBe('DP_PROTOCOL_VERSION');
+    expect(page(TABLES_HEADER)).toBeUndefined();
     const { run } = new ShardedRun(2, config);
     const headers = { [TABLES_HEADER]: 'yes' };
     expect(lackOf(abilitiesOf(headers), run)).toMatchObject({

@@ -3,6 +3,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { GROUPS_HEADER } from '../../shared/groups.ts';
 import { JOIN_PATHS, TICKET_PROTOCOL, ticketProtocols } from '../../shared/join.ts';
 import type { Ticket } from '../../shared/rest.ts';
+import { TABLES_HEADER } from '../../shared/tables.ts';
 import type { Connection, ConnectionEvents } from '../connection.ts';
 import type { DialOptions } from '../handshake.ts';
 
@@ -12,7 +13,7 @@ import type { DialOptions } from '../handshake.ts';
  */
 
 /** What a worker in a page can do, of what its headers announce. */
-const ABILITIES = [GROUPS_HEADER];
+const ABILITIES = [GROUPS_HEADER, TABLES_HEADER];
 const abilitiesIn = (headers: DialOptions['headers'] = {}) =>
   ABILITIES.filter((name) => headers[name] === 'yes');
 

@@ -23,7 +23,7 @@ export interface PlacedMinibatch {
 }
 
 /** Fields and tables that share places: a field that two tables are looked up by has one place for an id. */
-interface PlaceGroup {
+export interface PlaceGroup {
   readonly fields: readonly { readonly name: string; readonly maskZero: boolean }[];
   readonly tables: readonly string[];
   /** Ids are below it, in all of its tables. */
@@ -37,7 +37,7 @@ export class RowPlaces {
   /** @param shapes of the tables that the bindings name. @throws DownpourError DP_EXPERIMENT_INVALID */
   constructor(bindings: readonly RowBinding[], shapes: readonly RowShape[]) {
     this.#shapes = shapes;
-    this.#groups = groupsOf(bindings, shapes);
+    this.#groups = placeGroups(bindings, shapes);
   }
 
   /** @throws DownpourError DP_EXPERIMENT_INVALID: a number is no id of its table. */
@@ -67,7 +67,8 @@ export class RowPlaces {
   }
 }
 
-function groupsOf(
+/** @throws DownpourError DP_EXPERIMENT_INVALID: a field has two meanings of id 0. */
+export function placeGroups(
   bindings: readonly RowBinding[],
   shapes: readonly RowShape[],
 ): readonly PlaceGroup[] {

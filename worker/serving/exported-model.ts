@@ -10,6 +10,7 @@ import type { Tokenizer } from '../data/texts/vocabulary.ts';
 import { copyScaled, scalerOf } from '../data/transform.ts';
 import { BadExample, type Encoder, encoderOf } from './encode.ts';
 import { type AboutField, type EncodedField, encodeFields } from './fields.ts';
+import { type AboutIds, inPlaces, placesOf } from './id-places.ts';
 
 /**
  * Opens a model that `downpour export --format tfjs` wrote, with plain TensorFlow.js, in Node and in browsers. `export` bundles
@@ -32,6 +33,8 @@ export interface About {
   readonly targetNames: readonly string[] | null;
   readonly inputNames?: readonly string[] | null;
   readonly reading?: Reading;
+  /** Fields whose ids are looked up in tables. */
+  readonly idPlaces?: readonly AboutIds[];
 }
 
 /** The part of TensorFlow.js that is used: of `@tensorflow/tfjs`, of `tfjs-node`, or of tfjs-core with tfjs-layers. */
@@ -214,13 +217,14 @@ export async function openModel(
   const read = await readerOf(from);
   const own = JSON.parse(textOf(await read('downpour.json'))) as About;
   const about = options.unknown === 'none' ? takingUnknown(own) : own;
+  const places = await Promise.all((about.idPlaces ?? []).map((each) => placesOf(each, read)));
   const model = await tf.loadLayersModel({ load: () => artifactsOf(read) });
   return {
     about,
     model,
     async predict(examples) {
       if (examples.length === 0) return [];
-      const given = inputsOf(about, examples);
+      const given = inPlaces(inputsOf(about, examples), places, examples.length);
       const names = Object.keys(given).length === 1 ? Object.keys(given) : model.inputNames;
       const inputs = names.map((name) => {
         const { values, shape } = given[name]!;
