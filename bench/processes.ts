@@ -60,7 +60,7 @@ export function temporaryFolder(): { readonly path: string; remove(): void } {
 
 /**
  * Lets programs whose temporary files lie in a folder find what tsx has compiled before, in the folder that it chooses in
- * `tmpdir()`: a server that compiles all of its sources takes 4 s of a processor more to start.
+ * `tmpdir()`: otherwise each server compiles all of its sources.
  */
 export function shareCompiled(folder: string): void {
   const name = `tsx-${process.geteuid?.() ?? userInfo().username}`;
