@@ -210,9 +210,9 @@ export class Leases {
   }
 
   /** Takes back what is out of time. @param late is told whose it was. @returns how many. */
-  expire(now: number, late?: (worker: string) => void): number {
+  expire(now: number, late: (worker: string) => void = () => {}): number {
     const expired = [...this.#held.values()].filter((held) => held.deadline <= now);
-    if (late) for (const { worker } of expired) late(worker);
+    for (const { worker } of expired) late(worker);
     return this.#takeBack(expired);
   }
 

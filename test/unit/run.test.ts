@@ -489,6 +489,45 @@ describe('joining', () => {
     });
   });
 
+  test.each([
+    ['that computes a minibatch for good', (run: Run) => run.call({ call: 'tick', now: 10_000 })],
+    ['whose minibatch was taken back', () => {}],
+  ])('an evaluation comes back to who was late with it, past a worker %s', (_, runOut) => {
+    const run = createRun({ epochsMax: 9, evaluateEverySteps: 5, leaseSeconds: 10 });
+    const worker = new VirtualWorker(run, problem);
+    const assign = (key: string, now: number) =>
+      run.call({ call: 'assign', worker: key, ahead: 1, now });
+    const evaluation = { evaluation: { part: 'validation' } };
+    worker.train(() => run.step === 4);
+    run.call({ call: 'join', worker: 'hung/2', join, now: 0 });
+    expect(assign('hung/2', 0)).toMatchObject({ kind: 'work', leases: [{}] });
+    runOut(run);
+    worker.train(() => run.step === 5);
+    expect(assign(worker.key, 10_000)).toMatchObject(evaluation);
+    run.call({ call: 'detach', worker: worker.key, now: 10_000 });
+    run.call({ call: 'tick', now: 20_000 });
+    run.call({ call: 'join', worker: worker.key, join, now: 20_000 });
+    expect(assign(worker.key, 20_000)).toMatchObject(evaluation);
+    // It computes after all.
+    run.call({ call: 'tick', now: 200_000 });
+    expect(assign('hung/2', 200_000)).toMatchObject(evaluation);
+  });
+
+  test('an evaluation is left to another that has nothing to do, by who was late with it', () => {
+    const run = createRun({ epochsMax: 1 });
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step === 5);
+    run.call({ call: 'join', worker: 'b/2', join, now: 0 });
+    const assign = (key: string) => run.call({ call: 'assign', worker: key, ahead: 1, now: 9_999 });
+    expect(assign(worker.key)).toMatchObject({ evaluation: { part: 'validation' } });
+    expect(assign('b/2')).toEqual({ kind: 'wait' });
+    run.call({ call: 'detach', worker: worker.key, now: 0 });
+    run.call({ call: 'tick', now: 5000 });
+    run.call({ call: 'join', worker: worker.key, join, now: 5000 });
+    expect(assign(worker.key)).toEqual({ kind: 'wait' });
+    expect(assign('b/2')).toMatchObject({ evaluation: { part: 'validation' } });
+  });
+
   test('frozen tensors travel once, with the first parameters', () => {
     const run = createRun({});
     const worker = new VirtualWorker(run, problem);

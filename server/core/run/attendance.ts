@@ -26,6 +26,7 @@ export function attend(inside: RunInternals, worker: string, now: number): void 
   const { fields, components } = inside;
   const record = components.roster.of(worker);
   record.attached = true;
+  record.overdue = false;
   record.generation = -1;
   components.correction.arrived(worker);
   components.mode?.arrived(worker);
@@ -83,10 +84,9 @@ export function tick(
   now: number,
   tell: (text: string) => void,
 ): boolean {
-  const { mode } = components;
   components.correction.tick(now);
-  mode?.tick(now);
-  let freed = components.leases?.expire(now, mode ? (worker) => mode.late(worker) : undefined) ?? 0;
+  components.mode?.tick(now);
+  let freed = components.leases?.expire(now, (worker) => overdue(components, worker)) ?? 0;
   const { evaluation, grant } = fields;
   for (const task of [evaluation, grant]) {
     const late = task && takeLate(task, now);
@@ -107,10 +107,18 @@ export function tick(
  * No minibatch is out any more. A lease that is gone has no deadline that could show its worker late: those that compute
  * one now are not waited for until they ask again, which they may never do.
  */
-export function takeBackAll({ components: { roster, leases, mode } }: RunInternals): void {
+export function takeBackAll({ components }: RunInternals): void {
+  const { roster, leases } = components;
   for (const worker of roster.keys()) {
-    if (leases && leases.release(worker) > 0) mode?.late(worker);
+    if (leases && leases.release(worker) > 0) overdue(components, worker);
   }
+}
+
+/** A minibatch of it was taken back: nobody waits for it until it asks for work. */
+function overdue({ roster, mode }: RunInternals['components'], worker: string): void {
+  const record = roster.find(worker);
+  if (record) record.overdue = true;
+  mode?.late(worker);
 }
 
 /** All work is taken back; those that had it are here still. */

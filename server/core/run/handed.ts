@@ -41,12 +41,16 @@ export const initialMsMax = (inside: RunInternals): number => INITIAL_LEASES * l
 
 const leaseMsOf = ({ options }: RunInternals) => options.config.leaseSeconds * 1_000;
 
-/** Whether this worker may have it now, or has it. One that was late has to leave it to another, if there is one. */
+/**
+ * Whether this worker may have it now, or has it. One that was late has to leave it to another, if there is one that will
+ * ask for work: a computation that hangs never ends.
+ */
 export function mayHave({ components }: RunInternals, task: Handed, key: string): boolean {
   if (task.worker !== null) return task.worker === key;
   if (!task.late.includes(key)) return true;
   for (const other of components.roster.keys()) {
-    if (components.roster.of(other).attached && !task.late.includes(other)) return false;
+    const { attached, overdue } = components.roster.of(other);
+    if (attached && !overdue && !task.late.includes(other)) return false;
   }
   return true;
 }

@@ -25,6 +25,8 @@ export const newWorker = () => ({
   lastSequence: 0,
   // The rest a checkpoint leaves out, but for its deeds.
   attached: false,
+  /** It had a minibatch that was taken back while it was connected, and has not asked for work since. */
+  overdue: false,
   /** The generation of the whole vector that it was sent, -1: none. */
   generation: -1,
   /** The newest parameters that it was sent for a minibatch: a push names these or older ones. */

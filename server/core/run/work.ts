@@ -24,6 +24,7 @@ export function workFor(
   const { leases, vector, mode, sent } = components;
   const { grant, evaluation } = fields;
   const worker = components.roster.of(key);
+  worker.overdue = false;
   if (grant) {
     if (!mayHave(inside, grant, key)) return WAIT;
     handOut(grant, key, now, () => initialMsMax(inside));
