@@ -181,9 +181,10 @@ describe('a broken server is caught:', () => {
       if (!values || values.length === 0) return real(replica, vectors);
       return real(replica, new Map([...vectors, [name!, values.map((x) => x + 1e-6)]]));
     });
-    const violation = await caught();
+    // A standby must take over while there are rows: one cluster of 60.
+    const violation = await caught({}, 200, 60);
     expect(violation.message).toContain('the rows of the standby at row step');
-  });
+  }, 120_000);
 
   test('5, it forgets the best over a restart', async () => {
     const violation = await caught({
