@@ -167,7 +167,7 @@ async function findData(data: string): Promise<{ data: string; kind: DataKind }>
 }
 
 const isPictureFile = (path: string): boolean =>
-  [...PICTURE_ENDINGS, ...OTHER_PICTURE_ENDINGS].includes(extname(path).toLowerCase());
+  [...PICTURE_ENDINGS, ...OTHER_PICTURE_ENDINGS].includes(extname(path).slice(1).toLowerCase());
 
 /** Whether a file without a known ending may be a text: it has no zero byte at its beginning. */
 async function isText(path: string): Promise<boolean> {
