@@ -178,7 +178,8 @@ let made = 0;
 const redis = await startRedis();
 process.once('exit', () => {
   try {
-    process.kill(redis.pid, 'SIGKILL');
+    // 0 would be this process and all that belong to it.
+    if (redis.pid > 0) process.kill(redis.pid, 'SIGKILL');
   } catch {
     // It has ended, or is away by a fault.
   }
