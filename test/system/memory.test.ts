@@ -39,7 +39,7 @@ afterEach(async () => {
   if (folder) await rm(folder, { recursive: true, force: true });
 });
 
-test('the memory of server and worker is flat over 10,000 steps', {
+test('the memory of server and worker is flat over 10,000 steps of a recurrent model', {
   timeout: 400_000,
 }, async () => {
   folder = await mkdtemp(join(tmpdir(), 'downpour-'));
@@ -55,10 +55,10 @@ test('the memory of server and worker is flat over 10,000 steps', {
   }
   server.stdout!.resume();
   const client = createRestClient({ server: url });
-  const file = join(FIXTURES, 'digits.ts');
+  const file = join(FIXTURES, 'recurrent-digits.ts');
   await client.createRun({
     id: 'long',
-    experiment: 'digits',
+    experiment: 'recurrent-digits',
     experimentHash: await hashExperiment(file),
     config: {
       minibatchSize: 16,
