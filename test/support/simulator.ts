@@ -897,7 +897,9 @@ class SimulatedServer {
     this.failovers++;
     const state = JSON.parse(JSON.stringify(replica.state(replica.nowMs))) as RunState;
     const best = replica.replica().fields.best?.capture ?? null;
-    const rows = replica.tables ? lastRows!.momentOf(replica.tables, best) : null;
+    const moment = replica.tables ? lastRows!.momentOf(replica.tables, best) : null;
+    // Rows of a file that came before the parameters are asked for again, with the parameters.
+    const rows = state.initialisations > 0 ? moment : null;
     const saved = { state, tensors: replica.tensors(), step, rows };
     this.#open(null);
     const run = Run.restore(structuredClone(state), replica.tensors(), null, this.#life);
