@@ -45,6 +45,10 @@ export function velocitySymbol(kind: OptimizerConfig['kind']): 'v' | 'm' | null 
   return kind === 'momentum' || kind === 'nesterov' || kind === 'rmsprop' ? 'v' : null;
 }
 
+/** Whether it keeps squares of gradients, which overflow in float32 long before the gradients do. */
+export const keepsSquares = (kind: OptimizerConfig['kind']): boolean =>
+  kind !== 'sgd' && kind !== 'momentum' && kind !== 'nesterov';
+
 export interface Optimizer {
   /**
    * Applies one gradient in place.

@@ -67,7 +67,7 @@ export class Run extends RunView {
       stepped: () => this.#phases.afterStep(),
       woken: () => this.#wake(),
       corrected: (text) => void this.#events.push({ kind: 'correction', text }),
-      nonFinite: (readStep) => this.#phases.nonFinite(readStep),
+      nonFinite: (readStep, overflows) => this.#phases.nonFinite(readStep, overflows),
       diverged: (reason) => this.#phases.diverged(reason),
     });
     this.#steps = this.#pushes.steps;

@@ -273,6 +273,45 @@ test("the optimizer's state begins anew: Adam's first update after it has the si
   expect(change).toBeLessThan(0.011);
 });
 
+describe('a gradient whose square is infinite in float32', () => {
+  const large = (payload: Float32Array) => {
+    payload[0] = 1e25;
+  };
+  const pushed = (config: PartialConfig) => {
+    const run = createRun({ nonFiniteMax: 100, ...config });
+    const worker = new VirtualWorker(run, problem);
+    worker.train(() => run.step === 3);
+    pullWork(run, worker);
+    const before = exchanged(run);
+    const answer = worker.push(0, large);
+    return { run, worker, answer, before };
+  };
+
+  test.each(['adagrad', 'rmsprop', 'adadelta', 'adam', 'adamw'] as const)(
+    'is rejected by %s, which would never move that parameter again',
+    (kind) => {
+      const { run, worker, answer, before } = pushed({ optimizer: { kind } });
+      expect(answer).toMatchObject({ outcome: 'rejected', code: 'DP_GRADIENT_NOT_FINITE' });
+      expect(answer!.message).toContain('its square, which the optimizer keeps, is infinite');
+      expect(exchanged(run)).toEqual(before);
+      pullWork(run, worker);
+      expect(worker.push()).toMatchObject({ outcome: 'applied' });
+      expect(exchanged(run)[0]).not.toBe(before[0]);
+    },
+  );
+
+  test.each([
+    ['an optimizer that keeps none', { learningRate: 1e-26 }],
+    ['clip.norm', { optimizer: { kind: 'adam' }, clip: { norm: 1 } }],
+    ['clip.value', { optimizer: { kind: 'adam' }, clip: { value: 1 } }],
+  ] satisfies [string, PartialConfig][])('is applied with %s', (_, config) => {
+    const { run, answer, before } = pushed(config);
+    expect(answer).toMatchObject({ outcome: 'applied' });
+    expect(exchanged(run)[0]).not.toBe(before[0]);
+    expect(exchanged(run).every(Number.isFinite)).toBe(true);
+  });
+});
+
 test('it gives up after so many rollbacks, and says so', () => {
   const run = createRun({ nonFiniteMax: 2, divergence: { rollbacksMax: 3, factor: 0.5 } });
   const worker = new VirtualWorker(run, problem);

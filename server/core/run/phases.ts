@@ -67,13 +67,16 @@ export class Phases {
 
   // Divergence.
 
-  /** A loss or gradient was not finite. @param readStep of its parameters. @returns what the worker is told. */
-  nonFinite(readStep: number): string {
+  /**
+   * A loss or gradient was not finite. @param readStep of its parameters. @param overflows it was, but its square was not.
+   * @returns what the worker is told.
+   */
+  nonFinite(readStep: number, overflows: boolean): string {
     const fields = this.#fields;
     fields.nonFiniteInRow++;
     const { nonFiniteMax } = this.#run.config;
     const atStart = fields.initialLoss === null;
-    const message = nonFiniteText(this.#inside, readStep);
+    const message = nonFiniteText(this.#inside, readStep, overflows);
     if (fields.nonFiniteInRow < nonFiniteMax) return message;
     const last = fields.rollbacks.at(-1);
     // The same parameters once more would give the same.

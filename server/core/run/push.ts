@@ -1,4 +1,6 @@
+import type { RunConfig } from '../../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../../shared/errors.ts';
+import { keepsSquares } from '../../../shared/optimizer.ts';
 import type { Acknowledgement, Push } from '../../../shared/protocol.ts';
 import type { CompensationUse } from '../compensation.ts';
 import { scaleOf } from '../consistency.ts';
@@ -34,8 +36,24 @@ import { RunSteps, type StepConsequences } from './steps.ts';
 
 /** What follows from a push for the course of its run. */
 export interface PushConsequences extends StepConsequences {
-  /** A loss or gradient is not finite. @param readStep of its parameters. @returns what the worker is told. */
-  nonFinite(readStep: number): string;
+  /**
+   * A loss or gradient is not finite. @param readStep of its parameters. @param overflows it is, but its square is not.
+   * @returns what the worker is told.
+   */
+  nonFinite(readStep: number, overflows: boolean): string;
+}
+
+/**
+ * A gradient of a larger norm may have a square that is infinite in float32. An optimizer that keeps it would never move
+ * that parameter again, and nothing would say so.
+ */
+const SQUARED_MAX = 2 ** 63;
+
+/** Whether squares of gradients are kept for some of the parameters. */
+function squares({ optimizer, groups, tables }: RunConfig): boolean {
+  if (keepsSquares(optimizer.kind)) return true;
+  const own = [...Object.values(groups ?? {}), ...Object.values(tables ?? {})];
+  return own.some((part) => part.optimizer !== null && keepsSquares(part.optimizer.kind));
 }
 
 export class Pushes {
@@ -194,9 +212,11 @@ export class Pushes {
     const given = Math.sqrt(
       parameters.squares(staged, limit) + (others?.squares ?? 0) + rowSquares,
     );
-    if (loss === null || !Number.isFinite(given)) {
+    const overflows =
+      given > SQUARED_MAX && !outer && (clip.norm ?? Infinity) > SQUARED_MAX && squares(of.config);
+    if (loss === null || !Number.isFinite(given) || overflows) {
       this.#retry(now);
-      const message = this.#then.nonFinite(push.step);
+      const message = this.#then.nonFinite(push.step, overflows);
       robust.bad(worker, message);
       return answer(push, 'rejected', staleness, 'DP_GRADIENT_NOT_FINITE', message);
     }

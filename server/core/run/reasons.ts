@@ -34,19 +34,25 @@ export function overflowText(
   return `the update at step ${step} made the parameters overflow with learning rate ${learningRate} and gradient norm ${norm}: ${advice}`;
 }
 
-/** Text about a loss or gradient at the parameters of step `readStep`, the latest of `nonFiniteInRow`. */
-export function nonFiniteText(inside: RunInternals, readStep: number): string {
+/**
+ * Text about a loss or gradient at the parameters of step `readStep`, the latest of `nonFiniteInRow`.
+ * @param overflows it is finite, but its square is not.
+ */
+export function nonFiniteText(inside: RunInternals, readStep: number, overflows: boolean): string {
   const { options, fields, components } = inside;
   const { nonFiniteMax, clip } = options.config;
+  const what = overflows
+    ? 'gradient is so large that its square, which the optimizer keeps, is infinite in float32'
+    : 'loss or gradient is NaN or infinite';
   const count = `${fields.nonFiniteInRow} in a row, the run counts as diverged at ${nonFiniteMax}`;
   if (fields.initialLoss === null) {
-    return `the loss or gradient is NaN or infinite at the initial parameters, before any update (${count}): learningRate has no part in it; look for bad or far too large values in the data, at the loss, and at the model's initialisers`;
+    return `the ${what} at the initial parameters, before any update (${count}): learningRate has no part in it; look for bad or far too large values in the data, at the loss, and at the model's initialisers`;
   }
   const clipping = clip.norm === null ? 'set clip.norm' : 'lower clip.norm';
   const advice =
     clippingOf(inside, components.observations.gradientNorm) ??
     `lower learningRate, ${clipping}, or look for bad values in the data`;
-  return `the loss or gradient at step ${readStep} is NaN or infinite (${count}): ${advice}`;
+  return `the ${what} at step ${readStep} (${count}): ${advice}`;
 }
 
 /** No evaluation was ever good enough to be the best. */
