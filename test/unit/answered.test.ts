@@ -29,6 +29,7 @@ const log = () => {};
 let root: string;
 let store: StateStore;
 let token: number;
+const keepers: Keeper[] = [];
 
 beforeEach(async () => {
   root = await mkdtemp(join(tmpdir(), 'downpour-'));
@@ -37,13 +38,17 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
+  // What is answered is on disk; the next checkpoint may be on its way there.
+  await Promise.all(keepers.splice(0).map((keeper) => keeper.abandon()));
   await store.close();
   await rm(root, { recursive: true, force: true });
 });
 
 function createKeeper(write = directWriter.write): Keeper {
   const own = { writer: { ...directWriter, write }, now: () => 0, onFenced: () => {} };
-  return new Keeper({ root, store, token, log, ...own });
+  const keeper = new Keeper({ root, store, token, log, ...own });
+  keepers.push(keeper);
+  return keeper;
 }
 
 /** As a server that was killed this moment would find it. */
