@@ -5,8 +5,8 @@ import { whenReleased } from './press.ts';
 
 /** From a read that failed to the next. */
 const RETRY_MS = 2_000;
-/** In one sentence; the others are counted. */
-const NAMED_MAX = 3;
+/** In one sentence: all that one view of a run reads. The others are counted. */
+const NAMED_MAX = 6;
 
 export interface QueryOptions<T> {
   /** In the sentence "Could not read …". */

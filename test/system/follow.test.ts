@@ -72,7 +72,6 @@ const all = (works: RegExp, others: Partial<Cells> = {}): Cells => ({
 const noAnswers = refused(/DP_USAGE: telling answers one by one needs a loss.*report what matters/);
 const objectives = { objective: noAnswers, models: noAnswers, carried: noAnswers };
 const manyModels = refused(/DP_USAGE: .*objective over several models.*exported parameters/);
-const noRows = refused(/DP_USAGE: run tables has tables \(town\).*--format safetensors/);
 const noLayers = refused(/DP_USAGE: the model is a function of variables.*--format safetensors/);
 
 const out = () => join(cluster.folder, `out-${outs++}`);
@@ -121,7 +120,7 @@ const COMMANDS: Readonly<Record<string, readonly [(kind: Kind) => string[], Cell
       '--experiments',
       folder,
     ],
-    all(/predict\.js/, { models: noLayers, carried: noLayers, tables: noRows }),
+    all(/predict\.js/, { models: noLayers, carried: noLayers }),
   ],
   predict: [
     (kind) => [
