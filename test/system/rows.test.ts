@@ -44,10 +44,11 @@ async function lossesOf(run: string, workers: number, config: PartialConfig) {
 
 async function lossesAtEnd(run: string, workers: number) {
   for (let i = 0; i < workers; i++) cluster.work(run, `${run}-${i}`);
-  const detail = await until(`${run} has ended`, async () => {
+  const ended = async () => {
     const found = await cluster.client.run(run);
     return ['finished', 'failed'].includes(found.phase) ? found : null;
-  });
+  };
+  const detail = await until(`${run} has ended`, ended, { withinMs: 120_000 });
   expect(detail.phase).toBe('finished');
   const { evaluations } = await cluster.client.metrics(run);
   return evaluations.map(({ loss }) => loss!);
