@@ -1,6 +1,7 @@
 import type { RunConfig } from '../../../shared/config.ts';
 import { DownpourError, type ErrorCode } from '../../../shared/errors.ts';
 import { keepsSquares } from '../../../shared/optimizer.ts';
+import type { OptimizerConfig } from '../../../shared/optimizer-config.ts';
 import type { Acknowledgement, Push } from '../../../shared/protocol.ts';
 import type { CompensationUse } from '../compensation.ts';
 import { scaleOf } from '../consistency.ts';
@@ -49,11 +50,16 @@ export interface PushConsequences extends StepConsequences {
  */
 const SQUARED_MAX = 2 ** 63;
 
-/** Whether squares of gradients are kept for some of the parameters. */
-function squares({ optimizer, groups, tables }: RunConfig): boolean {
-  if (keepsSquares(optimizer.kind)) return true;
-  const own = [...Object.values(groups ?? {}), ...Object.values(tables ?? {})];
-  return own.some((part) => part.optimizer !== null && keepsSquares(part.optimizer.kind));
+/** @param squares Σ g² of the parameters. @param rowSquares the same of the rows that are on this server. */
+function overflow(
+  { optimizer, groups = {}, tables = {} }: RunConfig,
+  squares: number,
+  rowSquares: number,
+): boolean {
+  const keep = (parts: readonly { readonly optimizer: OptimizerConfig | null }[]) =>
+    parts.some((part) => part.optimizer !== null && keepsSquares(part.optimizer.kind));
+  if (squares > SQUARED_MAX ** 2 && keep([{ optimizer }, ...Object.values(groups)])) return true;
+  return rowSquares > SQUARED_MAX ** 2 && keep(Object.values(tables));
 }
 
 export class Pushes {
@@ -209,11 +215,10 @@ export class Pushes {
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
     const { tables } = vector;
     const rowSquares = tables === null ? 0 : tables.squares(limit);
-    const given = Math.sqrt(
-      parameters.squares(staged, limit) + (others?.squares ?? 0) + rowSquares,
-    );
-    const overflows =
-      given > SQUARED_MAX && !outer && (clip.norm ?? Infinity) > SQUARED_MAX && squares(of.config);
+    const squares = parameters.squares(staged, limit) + (others?.squares ?? 0);
+    const given = Math.sqrt(squares + rowSquares);
+    const isClipped = outer || (clip.norm ?? Infinity) <= SQUARED_MAX;
+    const overflows = given > SQUARED_MAX && !isClipped && overflow(of.config, squares, rowSquares);
     if (loss === null || !Number.isFinite(given) || overflows) {
       this.#retry(now);
       const message = this.#then.nonFinite(push.step, overflows);
