@@ -244,7 +244,7 @@ async function readLink<T>(
     if (manifest.sha256 !== sha256) throw corrupt(join(folder, file), 'it is another one');
     return await read(manifest);
   } catch (error) {
-    if (!(error instanceof DownpourError) || !DAMAGED.includes(error.code)) throw error;
+    if (!isDamage(error)) throw error;
     throw corrupt(join(folder, of), `it continues ${file}, and ${error.message}`);
   }
 }
@@ -679,6 +679,11 @@ async function sizedManifest(folder: string, name: string): Promise<CheckpointMa
 
 const DAMAGED: readonly ErrorCode[] = ['DP_CHECKPOINT_CORRUPT', 'DP_CHECKPOINT_MISSING'];
 
+/** A checkpoint cannot be used, and another one may do instead. */
+export function isDamage(error: unknown): error is DownpourError {
+  return error instanceof DownpourError && DAMAGED.includes(error.code);
+}
+
 /** The result, or null for a damaged checkpoint, which is told. Other errors go on. */
 async function unlessDamaged<T>(
   result: Promise<T>,
@@ -687,7 +692,7 @@ async function unlessDamaged<T>(
   try {
     return await result;
   } catch (error) {
-    if (!(error instanceof DownpourError) || !DAMAGED.includes(error.code)) throw error;
+    if (!isDamage(error)) throw error;
     onDamaged(error);
     return null;
   }

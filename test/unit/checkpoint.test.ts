@@ -192,10 +192,7 @@ describe('a damaged checkpoint', () => {
     await fc.assert(
       fc.asyncProperty(place, async ([i, bit]) => {
         const path = join(folder, names[i]!);
-        const whole = await fs.readFile(path);
-        const flipped = Buffer.from(whole);
-        flipped[bit >> 3]! ^= 1 << (bit & 7);
-        await fs.writeFile(path, flipped);
+        const whole = await flipBit(path, bit);
         const told: DownpourError[] = [];
         const newest = await newestValidCheckpoint(folder, { onDamaged: (e) => told.push(e) });
         expect(newest?.manifest.step).toBe(1);
@@ -469,10 +466,7 @@ describe('a checkpoint of changed rows', () => {
     await fc.assert(
       fc.asyncProperty(place, async ([i, bit]) => {
         const path = join(folder, names[i]!);
-        const whole = await fs.readFile(path);
-        const flipped = Buffer.from(whole);
-        flipped[bit >> 3]! ^= 1 << (bit & 7);
-        await fs.writeFile(path, flipped);
+        const whole = await flipBit(path, bit);
         const told: DownpourError[] = [];
         const newest = await newestValidCheckpoint(folder, { onDamaged: (e) => told.push(e) });
         const damaged = Math.floor(i / 2);
@@ -555,3 +549,12 @@ describe('a checkpoint of changed rows', () => {
     });
   });
 });
+
+/** @returns the file as it was. */
+async function flipBit(path: string, bit: number): Promise<Buffer> {
+  const whole = await fs.readFile(path);
+  const flipped = Buffer.from(whole);
+  flipped[bit >> 3]! ^= 1 << (bit & 7);
+  await fs.writeFile(path, flipped);
+  return whole;
+}

@@ -5,6 +5,7 @@ import { errnoOf, seal, unseal } from '../../../files/atomic-file.ts';
 import {
   type CheckpointManifest,
   checkpointFolder,
+  isDamage,
   listCheckpoints,
   readCheckpoint,
 } from '../../../files/checkpoint.ts';
@@ -455,7 +456,7 @@ export class Copier {
       const newer = (await listCheckpoints(folder)).some(
         (one) => one.kind === kind && one.sequence > sequence,
       );
-      if (newer && DAMAGED.includes(errorCode(error))) return null;
+      if (newer && isDamage(error)) return null;
       throw error;
     }
   }
@@ -523,8 +524,6 @@ export class Copier {
     }
   }
 }
-
-const DAMAGED: readonly string[] = ['DP_CHECKPOINT_MISSING', 'DP_CHECKPOINT_CORRUPT'];
 
 /** Bytes that come one after the other, to be uploaded as a file is. */
 function inOrder(pieces: AsyncGenerator<Uint8Array>, size: number): UploadedFile {

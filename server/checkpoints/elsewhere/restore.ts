@@ -11,6 +11,7 @@ import {
 import {
   type CheckpointManifest,
   checkpointFolder,
+  isDamage,
   readCheckpoint,
 } from '../../../files/checkpoint.ts';
 import { LABELS_FILE } from '../../../files/records.ts';
@@ -171,10 +172,7 @@ async function downloadOne(
     throw new DownpourError('DP_CHECKPOINT_CORRUPT', `it is of run ${manifest.run}`);
   } catch (error) {
     for (const path of paths) await rm(path, { force: true }).catch(() => {});
-    const damaged =
-      error instanceof DownpourError &&
-      ['DP_CHECKPOINT_CORRUPT', 'DP_CHECKPOINT_MISSING'].includes(error.code);
-    if (!damaged) throw error;
+    if (!isDamage(error)) throw error;
     log(
       `${bucket.name}/${copy.key} is damaged: ${errorText(error)}; passed over for an older copy`,
       {
