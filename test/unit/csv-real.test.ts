@@ -104,6 +104,25 @@ describe('missing values', () => {
     expect(failure('a,y\nNA,1\n2,2\n', { targets: ['y'], ...lists[1] })).toContain('not a number');
   });
 
+  test('a number among those texts is a missing value too, however it is written', () => {
+    const table = 'a,b,y\n-999,1,2\n-999.0,2,-999\n3,-9,4\n';
+    const options = { targets: ['y'], missingTexts: ['-999'] } as const;
+    const read = parse(table, { ...options, missing: 'mean' });
+    expect(rowsOf(read)).toEqual([
+      [Number.NaN, 1, 1],
+      [3, 0, -9],
+    ]);
+    expect(read.source).toMatch(
+      /1 row is left out: the target is missing; column 'a' lacks 1 value/,
+    );
+    expect(rowsOf(parse(table, { ...options, missing: 'drop' }))).toEqual([[3, -9]]);
+    expect(failure(table, options)).toContain("line 2, column 'a': the value is missing ('-999')");
+    // Without the option it is a number, and with another decimal mark it is the same number.
+    expect(rowsOf(parse(table, { targets: ['y'] }))).toHaveLength(3);
+    const comma = { ...options, delimiter: ';', decimal: ',', missing: 'drop' } as const;
+    expect(rowsOf(parse('a;y\n-999,0;1\n2,5;2\n', comma))).toEqual([[2.5]]);
+  });
+
   test('numbers of an experiment may lack values too; targets may not', () => {
     const inputs = { values: [[1], [Number.NaN], [3]], missing: 'mean' } as const;
     const targets = { values: [1, 2, 3] };

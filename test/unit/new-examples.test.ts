@@ -170,6 +170,36 @@ test('a run whose data had gaps fills a gap in any column', async () => {
   expect(target).toEqual(inputs.values);
 });
 
+test('a number of a program needs no reading: 0.125 is not 125 where points stand between thousands', async () => {
+  const options: CsvOptions = {
+    ...{ targets: ['y'], delimiter: ';', decimal: ',', thousands: '.', units: { w: 'kg' } },
+    ...{ missing: 'mean', missingTexts: ['', '-999'] },
+  };
+  const table = parseCsv(
+    Buffer.from('a;w;y\n1.250,5;2 kg;1\n-999;3;2\n0,125;-999;3\n'),
+    'x.csv',
+    options,
+  );
+  const own = table.train.inputs.reading as TableReading;
+  const encoder = encoderOf(own);
+  const encoded = (row: object) => {
+    const target = new Float64Array(encoder.size);
+    encoder.encode(row, target, 0);
+    return [...target];
+  };
+  expect(encoded({ a: 0.125, w: 1.234 })).toEqual([0.125, 0, 1.234, 0]);
+  expect(encoded({ a: -12.345, w: 1234 })).toEqual([-12.345, 0, 1234, 0]);
+  expect(encoded({ a: -0, w: -999 })).toEqual([0, 0, Number.NaN, 1]);
+  // A text is one of the file.
+  expect(encoded({ a: '0.125', w: '1.234,5 kg' })).toEqual([125, 0, 1234.5, 0]);
+  expect(encoded({ a: '-999,0', w: '' })).toEqual([Number.NaN, 1, Number.NaN, 1]);
+  expect(() => encoded({ a: Number.POSITIVE_INFINITY, w: 1 })).toThrow(BadExample);
+  const path = join(folder, 'comma.csv');
+  writeFileSync(path, 'a;w\n-999,0;1.234,5 kg\n');
+  const { inputs } = await readNewTable(path, own);
+  expect([...inputs.values]).toEqual([Number.NaN, 1, 1234.5, 0]);
+});
+
 describe('a picture of another size', () => {
   const canvas = (change: Partial<Canvas>): Canvas => ({
     ...{ height: 4, width: 4, channels: 1, background: [255, 255, 255], fit: 'crop' },

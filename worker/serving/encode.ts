@@ -6,7 +6,13 @@ import type {
   TextReading,
 } from '../../shared/reading.ts';
 import { paint } from '../data/pictures/paint.ts';
-import { givenNames, isMissing, nameOf, numberReader } from '../data/tables/cells.ts';
+import {
+  givenNames,
+  isMissing,
+  missingNumbers,
+  nameOf,
+  numberReader,
+} from '../data/tables/cells.ts';
 import { dateParts } from '../data/tables/dates.ts';
 import { placeOfWord, wordsOf } from '../data/tables/words.ts';
 import { writePadded } from '../data/texts/padded.ts';
@@ -48,9 +54,15 @@ interface ColumnEncoder {
   readonly size: number;
   /** What stands in each number where the value is missing. */
   readonly filler: number;
-  isMissing(text: string): boolean;
+  isMissing(cell: GivenCell): boolean;
   /** @returns what is wrong; null: nothing. */
-  write(text: string, target: Float64Array, at: number): string | null;
+  write(cell: GivenCell, target: Float64Array, at: number): string | null;
+}
+
+interface GivenCell {
+  readonly text: string;
+  /** NaN: it was given as a text. A number needs no reading, and `1.234` may be 1234 in the form of the file. */
+  readonly number: number;
 }
 
 function tableEncoder(reading: TableReading): Encoder {
@@ -68,16 +80,16 @@ function tableEncoder(reading: TableReading): Encoder {
       let at = start;
       for (const { column, own } of columns) {
         const { name, gap } = column;
-        const text = textOf((example as Record<string, unknown>)[name], name);
-        const lacks = own.isMissing(text);
+        const cell = cellOf((example as Record<string, unknown>)[name], name);
+        const lacks = own.isMissing(cell);
         if (lacks && !gap && reading.missing !== 'mean' && reading.unknown !== 'none') {
           throw new BadExample(
             `'${name}' is missing; give a value: the model was trained on data that never lacked it`,
           );
         }
-        const problem = lacks ? null : own.write(text, target, at);
+        const problem = lacks ? null : own.write(cell, target, at);
         if (problem !== null)
-          throw new BadExample(`'${name}' is '${text.slice(0, 40)}': ${problem}`);
+          throw new BadExample(`'${name}' is '${cell.text.slice(0, 40)}': ${problem}`);
         if (lacks) target.fill(own.filler, at, at + own.size);
         at += own.size;
         if (gap) target[at++] = lacks ? 1 : 0;
@@ -86,29 +98,34 @@ function tableEncoder(reading: TableReading): Encoder {
   };
 }
 
-function textOf(value: unknown, name: string): string {
-  if (value === undefined || value === null) return '';
-  if (typeof value === 'number') return Number.isNaN(value) ? '' : String(value);
-  if (typeof value === 'string') return nameOf(value);
-  if (typeof value === 'boolean') return String(value);
+function cellOf(value: unknown, name: string): GivenCell {
+  const asText = (text: string): GivenCell => ({ text, number: Number.NaN });
+  if (value === undefined || value === null || Number.isNaN(value)) return asText('');
+  if (typeof value === 'number') return { text: String(value), number: value };
+  if (typeof value === 'string') return asText(nameOf(value));
+  if (typeof value === 'boolean') return { text: String(value), number: Number(value) };
   throw new BadExample(`'${name}' is neither a number nor a text`);
 }
 
 function columnEncoder(column: ColumnReading, reading: TableReading): ColumnEncoder {
-  const lacks = (text: string) => isMissing(text, reading.missingTexts);
+  const lacks = ({ text }: GivenCell) => isMissing(text, reading.missingTexts);
   const read = numberReader(reading);
   switch (column.as) {
     case 'number': {
-      // A number of JavaScript has a point, however numbers are written in the file.
-      const plain = numberReader();
       const { unit } = column;
       const read = numberReader({ ...reading, ...(unit !== undefined && { unit }) });
+      const missing = missingNumbers(reading.missingTexts, read);
+      const numberOf = ({ text, number }: GivenCell) =>
+        // Adding 0 makes -0 to 0, as in text.
+        Number.isFinite(number) ? number + 0 : read(text);
       return {
         ...{ size: 1, filler: Number.NaN },
-        isMissing: (text) => Number.isNaN(read(text)) && lacks(text),
-        write: (text, target, at) => {
-          const value = read(text);
-          target[at] = Number.isNaN(value) ? plain(text) : value;
+        isMissing: (cell) => {
+          const value = numberOf(cell);
+          return Number.isNaN(value) ? lacks(cell) : missing.has(value);
+        },
+        write: (cell, target, at) => {
+          target[at] = numberOf(cell);
           const what = unit === undefined ? 'a number' : `a number in ${unit}`;
           return Number.isNaN(target[at]) ? `it is not ${what}` : null;
         },
@@ -119,8 +136,8 @@ function columnEncoder(column: ColumnReading, reading: TableReading): ColumnEnco
       const list = givenNames(names, read);
       return {
         ...{ size: names.length, filler: 0 },
-        isMissing: (text) => list.indexOf(text) < 0 && lacks(text),
-        write: (text, target, at) => {
+        isMissing: (cell) => list.indexOf(cell.text) < 0 && lacks(cell),
+        write: ({ text }, target, at) => {
           target.fill(0, at, at + names.length);
           const index = list.indexOf(text);
           if (index < 0) {
@@ -135,7 +152,7 @@ function columnEncoder(column: ColumnReading, reading: TableReading): ColumnEnco
     case 'date':
       return {
         ...{ size: column.time ? 5 : 4, filler: Number.NaN, isMissing: lacks },
-        write: (text, target, at) => {
+        write: ({ text }, target, at) => {
           const parts = dateParts(text, column.order);
           if (!parts) return 'it is not a date that exists, such as 2024-12-31';
           const { year, month, day, weekday, hour } = parts;
@@ -146,7 +163,7 @@ function columnEncoder(column: ColumnReading, reading: TableReading): ColumnEnco
     case 'hashed':
       return {
         ...{ size: column.size, filler: 0, isMissing: lacks },
-        write: (text, target, at) => {
+        write: ({ text }, target, at) => {
           target.fill(0, at, at + column.size);
           for (const word of wordsOf(text)) {
             const { input, sign } = placeOfWord(word, column.size);

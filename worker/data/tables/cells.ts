@@ -26,6 +26,14 @@ export function isMissing(text: string, missing?: readonly string[]): boolean {
   return text === '' || missing.includes(text);
 }
 
+/** The numbers among the texts that mean a missing value: a cell may write −999 as -999.0, too. */
+export function missingNumbers(
+  texts: readonly string[] | undefined,
+  read: ReadNumber,
+): ReadonlySet<number> {
+  return new Set((texts ?? []).map(read).filter((value) => !Number.isNaN(value)));
+}
+
 /** @param text trimmed */
 export function isNumber(text: string): boolean {
   return NUMBER.test(text);

@@ -7,6 +7,7 @@ import {
   givenNames,
   isMissing,
   lookalikes,
+  missingNumbers,
   type NameList,
   type NumberForm,
   nameList,
@@ -134,6 +135,7 @@ export class NumberColumn implements InputColumn {
   readonly name: string;
   readonly #options: CellOptions;
   readonly #read: ReadNumber;
+  readonly #missing: ReadonlySet<number>;
   readonly #role: ColumnRole;
   readonly #numbers = new NumberList();
   readonly gaps: Gaps;
@@ -143,28 +145,32 @@ export class NumberColumn implements InputColumn {
     this.#role = role;
     this.#options = options;
     this.#read = numberReader(options);
+    this.#missing = missingNumbers(options.missingTexts, this.#read);
     this.gaps = new Gaps(name, options, role);
   }
 
   lacks(cell: TableCell): boolean {
-    if (typeof cell !== 'string') return Number.isNaN(cell);
-    const text = cell.trim();
-    return Number.isNaN(this.#read(text)) && isMissing(text, this.#options.missingTexts);
+    const value = this.#numberOf(cell);
+    if (!Number.isNaN(value)) return this.#missing.has(value);
+    return isMissing(cellText(cell).trim(), this.#options.missingTexts);
+  }
+
+  /** NaN: it is no number that is finite. */
+  #numberOf(cell: TableCell): number {
+    if (typeof cell === 'string') return this.#read(cell.trim());
+    const value = Number(cell);
+    // Adding 0 makes -0 to 0, as in text.
+    return Number.isFinite(value) ? value + 0 : Number.NaN;
   }
 
   add(cell: TableCell, place: CellPlace): void {
-    if (typeof cell !== 'string' && Number.isFinite(Number(cell))) {
-      // Adding 0 makes -0 to 0, as in text.
-      this.#numbers.push(Number(cell) + 0);
-      return;
-    }
-    const text = cellText(cell).trim();
-    const value = this.#read(text);
-    if (!Number.isNaN(value)) {
+    const value = this.#numberOf(cell);
+    if (!Number.isNaN(value) && !this.#missing.has(value)) {
       this.#numbers.push(value);
       return;
     }
-    if (isMissing(text, this.#options.missingTexts)) {
+    const text = cellText(cell).trim();
+    if (this.lacks(cell)) {
       this.gaps.add(this.#numbers.length, text, place);
       this.#numbers.push(Number.NaN);
       return;
