@@ -33,6 +33,15 @@ const ColumnReadingSchema = Type.Union([
 ]);
 export type ColumnReading = Static<typeof ColumnReadingSchema>;
 
+/** How a file of text is written: options of its reader, where they were given. */
+const written = {
+  delimiter: Type.Optional(Type.String()),
+  encoding: Type.Optional(Type.String()),
+  quote: Type.Optional(Type.Union([Type.String(), Type.Null()])),
+  comment: Type.Optional(Type.String()),
+  decimal: Type.Optional(Type.Union([Type.Literal('.'), Type.Literal(',')])),
+};
+
 const TableReadingSchema = Type.Object(
   {
     kind: Type.Literal('table'),
@@ -46,11 +55,7 @@ const TableReadingSchema = Type.Object(
     missing: Type.Optional(Type.Literal('mean')),
     /** Options of `loadCsv`, where they were given. */
     missingTexts: Type.Optional(Type.Array(Type.String())),
-    delimiter: Type.Optional(Type.String()),
-    encoding: Type.Optional(Type.String()),
-    quote: Type.Optional(Type.Union([Type.String(), Type.Null()])),
-    comment: Type.Optional(Type.String()),
-    decimal: Type.Optional(Type.Union([Type.Literal('.'), Type.Literal(',')])),
+    ...written,
     thousands: Type.Optional(Type.String()),
     /** A category that the model has never seen sets none of the inputs of its column. Absent: it is an error. No run keeps it. */
     unknown: Type.Optional(Type.Literal('none')),
@@ -110,9 +115,7 @@ const TextReadingSchema = Type.Object(
     as: Type.Union([Type.Literal('next'), Type.Literal('padded')]),
     /** Column of the texts in a table. Absent: each text was a file, or the experiment had them. */
     column: Type.Optional(name),
-    /** As options gave them. */
-    encoding: Type.Optional(Type.String()),
-    delimiter: Type.Optional(Type.String()),
+    ...written,
   },
   closed,
 );
@@ -120,7 +123,7 @@ export type TextReading = Static<typeof TextReadingSchema>;
 /** What turns a text into tokens, and tokens into text. */
 export type TokensReading = Omit<
   TextReading,
-  'kind' | 'length' | 'as' | 'column' | 'encoding' | 'delimiter'
+  'kind' | 'length' | 'as' | 'column' | keyof typeof written
 >;
 
 const ReadingSchema = Type.Union([TableReadingSchema, ImageReadingSchema, TextReadingSchema]);

@@ -148,6 +148,34 @@ describe('a table with a column of texts', () => {
     expect(readingOf(data)).toMatchObject({ as: 'padded', column: 'review', length: 5 });
   });
 
+  it('has one class for each number, however it is written, and refuses two spellings of a code', async () => {
+    const root = await files('stars', {
+      // pandas writes whole numbers as 5.0 if the column has gaps.
+      ...{ 'a.csv': 'review,stars\ngood,5\nbad,1\n', 'b.csv': 'review,stars\nso so,5.0\n,\n' },
+      'codes/a.csv': 'review,zip\ngood,01\nbad,1\n',
+    });
+    const data = await loadTextTable(join(root, '*.csv'), {
+      ...{ text: 'review', target: 'stars', length: 2 },
+    });
+    expect(data.classes).toEqual(['1', '5']);
+    expect([...dataOf(data).train.targets.values]).toEqual([1, 0, 1]);
+    await expect(
+      loadTextTable(join(root, 'codes/a.csv'), { text: 'review', target: 'zip', length: 2 }),
+    ).rejects.toThrow("'01' and '1' are the same number in two spellings");
+  });
+
+  it('keeps how the file is written, so new texts are read in the same way', async () => {
+    const rows = '# of 2024\nreview|n\n\'good, "good"|film\'|1,5\nbad|2\n';
+    const root = await files('quoted', { 'a.csv': rows });
+    const data = await loadTextTable(join(root, 'a.csv'), {
+      ...{ text: 'review', target: 'n', task: 'regression', length: 9 },
+      ...{ quote: "'", comment: '#', delimiter: '|', decimal: ',' },
+    });
+    expect(await readNewTexts(join(root, 'a.csv'), readingOf(data))).toEqual({
+      ...{ examples: ['good, "good"|film', 'bad'], lines: [3, 4] },
+    });
+  });
+
   it('gives numbers', async () => {
     const root = await files('table', { 'reviews.csv': csv });
     const data = await loadTextTable(join(root, 'reviews.csv'), {

@@ -13,24 +13,13 @@ import {
   type InputColumn,
   NumberColumn,
 } from './table-columns.ts';
-import { readRows } from './table-rows.ts';
+import { keptOptions, readRows } from './table-rows.ts';
 
 /** New tables, read as those were that a model was trained on. */
 
 /** How a table was read, for a run to keep. */
 export function readingOf(options: NamedOptions, columns: readonly InputColumn[]): TableReading {
-  const {
-    targets,
-    units = {},
-    task,
-    missingTexts,
-    delimiter,
-    encoding,
-    quote,
-    comment,
-    decimal,
-    thousands,
-  } = options;
+  const { targets, units = {}, task, missingTexts, thousands } = options;
   const isQuantity = task !== 'classification';
   const targetUnits = Object.entries(units).filter(
     ([column]) => isQuantity && targets.includes(column),
@@ -42,11 +31,7 @@ export function readingOf(options: NamedOptions, columns: readonly InputColumn[]
     ...(targetUnits.length > 0 && { targetUnits: Object.fromEntries(targetUnits) }),
     ...(columns.some(({ gaps }) => gaps.count > 0) && { missing: 'mean' as const }),
     ...(missingTexts && { missingTexts: [...missingTexts] }),
-    ...(delimiter !== undefined && { delimiter }),
-    ...(encoding !== undefined && { encoding }),
-    ...(quote !== undefined && { quote }),
-    ...(comment !== undefined && { comment }),
-    ...(decimal !== undefined && { decimal }),
+    ...keptOptions(options),
     ...(thousands !== undefined && { thousands }),
   };
 }

@@ -69,6 +69,17 @@ export const TABLE_FIELDS: FieldRules<keyof TableOptions> = {
   decimal: optional({ allowed: "'.' or ','", test: (v) => v === '.' || v === ',' }),
 };
 
+/** What of the options a run keeps, so that new files are read in the same way. */
+export function keptOptions({ delimiter, encoding, quote, comment, decimal }: TableOptions) {
+  return {
+    ...(delimiter !== undefined && { delimiter }),
+    ...(encoding !== undefined && { encoding }),
+    ...(quote !== undefined && { quote }),
+    ...(comment !== undefined && { comment }),
+    ...(decimal !== undefined && { decimal }),
+  };
+}
+
 /**
  * Calls `onRow` for every row of a file, gzip or not, of any size: it is read in pieces.
  * @throws DownpourError DP_DATA_MISSING; DP_DATA_CORRUPT for bytes that are no text or another kind of

@@ -4,7 +4,7 @@ import type { TextReading } from '../../../shared/reading.ts';
 import { lacks } from '../tables/csv-columns.ts';
 import { readNewRows } from '../tables/read-examples.ts';
 import { tableFiles } from '../tables/table-files.ts';
-import { readRows } from '../tables/table-rows.ts';
+import { keptOptions, readRows } from '../tables/table-rows.ts';
 import { TEXT_FILES } from './corpus.ts';
 import { filesUnder, readTextFile } from './text-files.ts';
 
@@ -30,7 +30,7 @@ export async function newTextFiles(path: string, { column }: TextReading): Promi
 
 /** @throws DownpourError of reading; DP_EXPERIMENT_INVALID: a table has no column of texts. */
 export async function readNewTexts(file: string, reading: TextReading): Promise<NewTexts> {
-  const { column = 'text', encoding, delimiter } = reading;
+  const { column = 'text', encoding } = reading;
   if (LINES.test(file)) return readNewRows(file);
   if (TEXT_FILES.fits.test(file) || (!TABLES.test(file) && reading.column === undefined)) {
     return { examples: [await readTextFile(file, encoding)], lines: null };
@@ -38,8 +38,7 @@ export async function readNewTexts(file: string, reading: TextReading): Promise<
   const examples: string[] = [];
   const lines: number[] = [];
   let at: number | null = null;
-  const options = { ...(encoding && { encoding }), ...(delimiter && { delimiter }) };
-  await readRows(file, options, (cells, line, { names }) => {
+  await readRows(file, keptOptions(reading), (cells, line, { names }) => {
     at ??= names.indexOf(column);
     if (at < 0) throw lacks(file, column, names, ', whose texts the model needs');
     examples.push(cells[at]!);

@@ -1,9 +1,9 @@
 import { corrupt } from '../files.ts';
 import { checkOptions, checkPath, isText, oneOf, optional } from '../reader-options.ts';
-import { isMissing, nameOf, numberReader, sortNames } from '../tables/cells.ts';
+import { isMissing, nameList, nameOf, numberReader } from '../tables/cells.ts';
 import { lacks } from '../tables/csv-columns.ts';
 import { tableFiles } from '../tables/table-files.ts';
-import { readRows, TABLE_FIELDS, type TableOptions } from '../tables/table-rows.ts';
+import { keptOptions, readRows, TABLE_FIELDS, type TableOptions } from '../tables/table-rows.ts';
 import {
   TEXT_FIELDS,
   type TextData,
@@ -37,7 +37,8 @@ export async function loadTextTable(file: string, options: TextTableOptions): Pr
     ...{ ...TABLE_FIELDS, ...TEXT_FIELDS, text: name, target: name },
     task: optional(oneOf('classification', 'regression')),
   });
-  const { text, target, task = 'classification', encoding, delimiter } = options;
+  const { task = 'classification' } = options;
+  const [text, target] = [nameOf(options.text), nameOf(options.target)];
   const read = numberReader(options);
   const texts: string[] = [];
   const labels: string[] = [];
@@ -68,20 +69,25 @@ export async function loadTextTable(file: string, options: TextTableOptions): Pr
     });
   }
   if (texts.length === 0) throw corrupt(file, `no row has a value in column '${target}'`);
-  const classes = sortNames([...new Set(labels)]);
-  const byName = new Map(classes.map((each, i) => [each, i]));
+  const list = nameList([...new Set(labels)], read);
+  if (list.conflict) {
+    const [a, b] = list.conflict;
+    throw corrupt(
+      file,
+      `column '${target}': '${a}' and '${b}' are the same number in two spellings; write them in the same way`,
+    );
+  }
   const targets =
     task === 'regression'
       ? { values: Float64Array.from(numbers), names: [target] }
       : {
-          values: Int32Array.from(labels, (label) => byName.get(label)!),
+          values: Int32Array.from(labels, list.indexOf),
           names: [target],
-          classes,
+          classes: list.names,
         };
   const data = textExamples(file, { train: { texts, targets } }, options, {
     column: text,
-    ...(encoding === undefined ? {} : { encoding }),
-    ...(delimiter === undefined ? {} : { delimiter }),
+    ...keptOptions(options),
   });
   if (missing === 0) return data;
   return { ...data, source: `${data.source}; ${missing} rows without ${target} are left out` };
