@@ -26,7 +26,8 @@ export interface PredictionNames {
 }
 
 /**
- * What the outputs mean, by the loss that the model was trained with: logits of classes, of yes and no, or numbers.
+ * What the outputs mean, by the loss that the model was trained with: logits of classes, of yes and no, or numbers. A model
+ * that learns one-hot rows by a squared error gives no logits: its outputs are numbers.
  * @param loss its name; null: of the user's own, whose outputs are told as they are. @param width of their last axis.
  */
 export function answerKind(
@@ -34,10 +35,12 @@ export function answerKind(
   classCount: number | null,
   width: number,
 ): Answers['kind'] {
-  if (loss === null) return 'numbers';
+  if (loss === null || DISTANCES.includes(loss)) return 'numbers';
   if (loss === 'sigmoidCrossEntropy') return 'binary';
   return classCount !== null && classCount > 1 && width === classCount ? 'classes' : 'numbers';
 }
+
+const DISTANCES: readonly string[] = ['meanSquaredError', 'meanAbsoluteError'];
 
 /** @param answers of `examples` examples in order. */
 export function predictionsOf(
@@ -48,7 +51,9 @@ export function predictionsOf(
   const { kind, outputs, count: answerCount } = answers;
   if (kind === 'numbers') {
     const each = outputs.length / examples;
-    const nameOf = (k: number) => targetNames?.[k] ?? String(k);
+    // A target of class numbers has one name, but as many outputs as there are classes.
+    const names = [targetNames, classes].find((list) => list?.length === each);
+    const nameOf = (k: number) => names?.[k] ?? String(k);
     return Array.from({ length: examples }, (_, i) => {
       const values = Array.from(outputs.subarray(i * each, (i + 1) * each), shortest);
       if (each === 1) return { prediction: values[0]! };

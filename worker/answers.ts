@@ -126,14 +126,18 @@ function assemble(output: ExperimentOutput, examples: number, told: ToldRows): A
   }
   const width = classCount!;
   const count = outputs.length / width;
-  const truths = labelsOf(targets, count, width);
+  const shares = sharesOf(targets, count, width);
+  const truths = shares ? likeliest(shares, width) : labelsOf(targets, count);
   const losses = new Float64Array(count);
   for (let i = 0; i < count; i++) {
     const row = outputs.subarray(i * width, (i + 1) * width);
     const most = row.reduce((a, b) => Math.max(a, b), -Infinity);
     let sum = 0;
     for (const logit of row) sum += Math.exp(logit - most);
-    losses[i] = most + Math.log(sum) - row[truths[i]!]!;
+    const whole = most + Math.log(sum);
+    if (shares) {
+      for (let c = 0; c < width; c++) losses[i]! += shares[i * width + c]! * (whole - row[c]!);
+    } else losses[i] = whole - row[truths[i]!]!;
   }
   return {
     ...{ kind: 'classes', count, width, outputs, truths, losses },
@@ -155,27 +159,33 @@ function distance(
   return sum / predicted.length;
 }
 
-function labelsOf(
-  targets: readonly (Float32Array | Int32Array)[],
+/** Probabilities of the classes, shape [count, classCount]; null: targets are numbers of classes. */
+function sharesOf(
+  targets: ToldRows['targets'],
   count: number,
   classCount: number,
-): Int32Array {
+): Float32Array | null {
   const length = targets.reduce((sum, part) => sum + part.length, 0);
+  if (length !== count * classCount) return null;
+  return concatFloats(targets.map((part) => Float32Array.from(part)));
+}
+
+function labelsOf(targets: ToldRows['targets'], count: number): Int32Array {
   const labels = new Int32Array(count);
-  const isShares = length === count * classCount && classCount > 1;
   let at = 0;
   for (const part of targets) {
-    if (!isShares) {
-      labels.set(part, at);
-      at += part.length;
-      continue;
-    }
-    for (let i = 0; i < part.length; i += classCount) {
-      const row = part.subarray(i, i + classCount);
-      labels[at++] = row.indexOf(Math.max(...row));
-    }
+    labels.set(part, at);
+    at += part.length;
   }
   return labels;
+}
+
+/** The most probable class of each row. */
+function likeliest(shares: Float32Array, classCount: number): Int32Array {
+  return Int32Array.from({ length: shares.length / classCount }, (_, i) => {
+    const row = shares.subarray(i * classCount, (i + 1) * classCount);
+    return row.indexOf(Math.max(...row));
+  });
 }
 
 /** A loss of the user's is known for a minibatch only: one example at a time, the first thousand. */
