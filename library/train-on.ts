@@ -7,6 +7,7 @@ import type { PartialConfig } from '../shared/config.ts';
 import { DownpourError } from '../shared/errors.ts';
 import type { OptimizerConfig } from '../shared/optimizer-config.ts';
 import { ownModule } from '../shared/own-files.ts';
+import { typedArrayName } from '../worker/data/described.ts';
 import { dataOf, type GivenColumn } from '../worker/data/given.ts';
 import type { GivenNumbers } from '../worker/data/numbers.ts';
 import { packData } from '../worker/data/packed.ts';
@@ -237,7 +238,7 @@ function openEnd({ config }: Topology, end: 'softmax' | 'sigmoid', loss: string)
 
 function givenOf(data: DataOn, loss: string, classCount: number | null) {
   const part = ({ inputs, targets }: ExamplesOn) => ({
-    inputs: columnOf(inputs),
+    inputs: inputsOf(inputs),
     targets: loss === 'sparseCategoricalCrossentropy' ? classesOf(targets) : columnOf(targets),
   });
   return {
@@ -248,8 +249,29 @@ function givenOf(data: DataOn, loss: string, classCount: number | null) {
   };
 }
 
+/** The model takes the same numbers before and after: nothing may be done to them on the way. */
+function inputsOf(numbers: Numbers): GivenColumn {
+  const column = columnOf(numbers);
+  if (!areBytes(column.values)) return column;
+  throw wrong(
+    'the inputs are bytes, which Downpour takes for pixels and divides by 255; the model would then need divided numbers in model.predict too. Give what model.fit takes: Float32Array.from(bytes), or Float32Array.from(bytes, (byte) => byte / 255)',
+  );
+}
+
+const areBytes = (values: unknown): boolean =>
+  Array.isArray(values)
+    ? areBytes(values[0])
+    : /^Uint8(Clamped)?Array$/.test(typedArrayName.call(values) ?? '');
+
 function columnOf(numbers: Numbers): GivenColumn {
-  if (numbers instanceof tf.Tensor) return { values: numbers.dataSync(), shape: numbers.shape };
+  if (numbers instanceof tf.Tensor) {
+    const values = numbers.dataSync();
+    // A tensor of booleans has bytes, and these would be pixels.
+    return {
+      values: numbers.dtype === 'bool' ? Int32Array.from(values) : values,
+      shape: numbers.shape,
+    };
+  }
   const isColumn = typeof numbers === 'object' && 'values' in numbers && !Array.isArray(numbers);
   const isTyped = ArrayBuffer.isView(numbers);
   return isColumn && !isTyped ? (numbers as GivenColumn) : { values: numbers as GivenNumbers };

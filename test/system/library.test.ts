@@ -285,6 +285,28 @@ describe('the plugin', () => {
   });
 });
 
+describe('trainOn', () => {
+  test('trains on the numbers that model.fit takes: booleans are 0 and 1, and bytes are refused', async () => {
+    const count = 60;
+    const bits = Array.from({ length: count }, (_, i) => [i % 2 === 0]);
+    const xs = tf.tensor2d(bits as never, [count, 1], 'bool');
+    const ys = tf.tensor2d(bits.map(([bit]) => [bit ? 2 : -1]));
+    const model = compiled();
+    const own = { epochs: 20, batchSize: 8, workers: 1 };
+    await trainOn(model, { inputs: xs, targets: ys }, options(own));
+    const told = model.predict(tf.tensor2d([[1], [0]])) as tf.Tensor;
+    const [yes, no] = Array.from(await told.data());
+    expect(yes).toBeCloseTo(2, 1);
+    expect(no).toBeCloseTo(-1, 1);
+    const bytes = { values: Uint8Array.from(bits, ([bit]) => (bit ? 255 : 0)), shape: [count, 1] };
+    for (const inputs of [bytes, Array.from(bytes.values, (byte) => Uint8Array.of(byte))]) {
+      await expect(trainOn(model, { inputs, targets: ys }, options(own))).rejects.toThrow(
+        /the inputs are bytes.*Float32Array\.from\(bytes\)/,
+      );
+    }
+  });
+});
+
 function compiled() {
   const model = sequential({ layers: [layers.dense({ units: 1, inputShape: [1] })] });
   model.compile({ optimizer: tf.train.sgd(0.1), loss: 'meanSquaredError' });
