@@ -28,8 +28,17 @@ export interface Account {
   readonly close: (error: DownpourError) => void;
 }
 
+/** Memory of one message. */
+export interface Borrowed {
+  readonly bytes: Uint8Array;
+  /** Call once. */
+  readonly release: () => void;
+}
+
 /** Memory for pushes that nobody needs is kept for so long. */
 const SPARE_MS = 10_000;
+/** A spare may be larger by this than what it is used for, or twice as large. */
+const FEW_BYTES = 2 ** 16;
 
 export class MemoryBudget {
   readonly bytesMax: number;
@@ -41,8 +50,8 @@ export class MemoryBudget {
   readonly #accounts = new Set<Account>();
   /** Copies of parameters that are under way, and to how many workers. */
   readonly #copies = new Map<Snapshot, number>();
-  /** For pushes, used before and free now: by size. */
-  readonly #spare = new Map<number, Uint8Array[]>();
+  /** For pushes and rows, used before and free now, the latest last. */
+  readonly #spare: Uint8Array[] = [];
   #spareBytes = 0;
   /** When some was needed last. */
   #borrowedAt = 0;
@@ -111,34 +120,58 @@ export class MemoryBudget {
     }
   }
 
-  // Memory for pushes.
+  // Memory for pushes, and for rows that are sent.
 
   /** Memory of exactly so many bytes, with anything in it; null: there is not so much left. */
-  borrow(account: Account, bytes: number): Uint8Array | null {
-    const memory = this.#spare.get(bytes)?.pop();
-    if (memory) {
-      this.#spareBytes -= bytes;
-      this.#bytes -= bytes;
-    }
+  borrow(account: Account, bytes: number): Borrowed | null {
+    const spare = this.#takeSpare(bytes, 2 * bytes + FEW_BYTES);
+    if (spare && this.take(account, spare.length)) return this.#lent(account, spare, bytes);
+    // The new one takes the place of one that is a little too small.
+    this.#takeSpare(bytes / 2, bytes);
     if (!this.take(account, bytes)) return null;
-    this.#borrowedAt = this.#now();
-    return memory ?? new Uint8Array(bytes);
+    return this.#lent(account, new Uint8Array(bytes), bytes);
   }
 
-  giveBack(account: Account, memory: Uint8Array): void {
+  /** The same, however little is left: of too much the largest consumer is closed. */
+  mustBorrow(account: Account, bytes: number): Borrowed {
+    const borrowed = this.borrow(account, bytes);
+    if (borrowed) return borrowed;
+    this.change(account, bytes);
+    return this.#lent(account, new Uint8Array(bytes), bytes);
+  }
+
+  #lent(account: Account, memory: Uint8Array, bytes: number): Borrowed {
+    this.#borrowedAt = this.#now();
+    const release = () => this.#giveBack(account, memory);
+    return { bytes: memory.subarray(0, bytes), release };
+  }
+
+  /** Sizes differ from push to push where rows of tables are in them, so what is not much too large is taken too. */
+  #takeSpare(least: number, most: number): Uint8Array | null {
+    const free = this.#spare;
+    for (let i = free.length - 1; i >= 0; i--) {
+      const { length } = free[i]!;
+      if (length < least || length > most) continue;
+      this.#spareBytes -= length;
+      this.#bytes -= length;
+      return free.splice(i, 1)[0]!;
+    }
+    return null;
+  }
+
+  #giveBack(account: Account, memory: Uint8Array): void {
     const { length } = memory;
     account.bytes -= length;
-    const free = this.#spare.get(length) ?? [];
-    this.#spare.set(length, free);
-    free.push(memory);
+    this.#spare.push(memory);
     this.#spareBytes += length;
+    if (this.#bytes > this.bytesMax) this.#dropSpare();
     this.freed?.();
   }
 
   #dropSpare(): void {
     this.#bytes -= this.#spareBytes;
     this.#spareBytes = 0;
-    this.#spare.clear();
+    this.#spare.length = 0;
   }
 
   /** Now and then: what nobody has used since is let go. */

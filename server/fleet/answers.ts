@@ -2,13 +2,14 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { fragmentsOf } from '../../shared/local-steps.ts';
 import type { Acknowledgement, ServerMessage, Work } from '../../shared/protocol.ts';
+import type { RowsMessage } from '../../shared/row-messages.ts';
 import type { Connection } from '../../wire/connection.ts';
-import { Memories } from '../../wire/memories.ts';
-import type { Landing } from '../../wire/receiver.ts';
+import type { Borrowed } from '../access/memory.ts';
 import type { Assignment, SentTo } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
 import { fragmentBytes } from '../core/snapshot.ts';
-import type { WaitingLine } from '../payloads/landings.ts';
+import type { RunTables } from '../core/tables/run-tables.ts';
+import type { LandingDesk, WaitingLine } from '../payloads/landings.ts';
 import type { Replication } from '../standby/replication.ts';
 
 type Assigned = Extract<Assignment, { kind: 'work' }>;
@@ -21,15 +22,20 @@ interface Wanted {
   readonly keys: readonly Uint32Array[];
 }
 
+/** Rows of a message. @param capture null: as they are. */
+type RowsToRead = [
+  tables: RunTables,
+  keys: readonly Uint32Array[],
+  encoding: 'f32' | 'bf16',
+  capture: number | null,
+];
+
 /** What the answers to a worker go through. */
 export interface Outlet {
   readonly line: WaitingLine;
   /** Null: no standby may follow. */
   readonly replication: Pick<Replication, 'whenSafe'> | null;
 }
-
-/** Answers with rows under way, usually; more of them get memory of their own. */
-const ROOMS_KEPT = 2;
 
 /** What one worker is sent: answers to its pushes with work and parameters, and all other messages. */
 export class WorkerAnswers {
@@ -42,8 +48,8 @@ export class WorkerAnswers {
   readonly sent: Writable<SentTo>;
   /** Length of the largest payload so far. */
   #answerBytes = 0;
-  /** For the rows of answers: what a socket has been handed is not written to. */
-  readonly #rooms = new Memories(ROOMS_KEPT);
+  /** That has memory for the rows of answers: what a socket has been handed is not written to. */
+  readonly #desk: Pick<LandingDesk, 'answer'>;
   /** Keys of the rows that the last push of a worker wanted; null: none. */
   #wanted: Wanted | null = null;
   /** How often several shards have sent it rows together. */
@@ -54,10 +60,12 @@ export class WorkerAnswers {
     connection: Connection,
     outlet: Outlet,
     session: string,
+    desk: Pick<LandingDesk, 'answer'>,
     fail: (error: DownpourError) => void,
   ) {
     this.#connection = connection;
     this.#outlet = outlet;
+    this.#desk = desk;
     this.sent = { session, generation: -1, step: -1, base: -1, pulls: 0 };
     this.#fail = fail;
   }
@@ -157,16 +165,28 @@ export class WorkerAnswers {
     this.#wanted = null;
     run.sendsRows(worker);
     const encoding = tables.pullEncoding;
-    let room!: Landing;
-    tables.read(keys, encoding, null, (bytes) => {
-      room = this.#rooms.take(bytes);
-      return room.bytes;
-    });
+    const room = this.#readRows(tables, keys, encoding, null);
     const header = { step: tables.rowStep, encoding, bytes: room.bytes.length };
     if (!run.rowParts) return { room, header };
     const pull = this.nextRowPull();
     run.rowParts.sendWanted(this.sent.session, sequence, pull);
     return { room, header: { ...header, pull } };
+  }
+
+  #readRows(...[tables, keys, encoding, capture]: RowsToRead): Borrowed {
+    let room!: Borrowed;
+    tables.read(keys, encoding, capture, (bytes) => {
+      room = this.#desk.answer(bytes);
+      return room.bytes;
+    });
+    return room;
+  }
+
+  /** Rows that no push has wanted. @param header of the message, without its encoding. */
+  rows(header: Omit<RowsMessage, 'type' | 'encoding'>, ...read: RowsToRead): void {
+    const [, , encoding] = read;
+    const room = this.#readRows(...read);
+    this.send({ type: 'rows', ...header, encoding }, [room.bytes], room.release);
   }
 
   /** Notes what the worker has from now on. */

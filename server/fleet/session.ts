@@ -122,8 +122,6 @@ export class WorkerSession {
     this.#fleet = fleet;
     this.connectedAt = connectedAt;
     this.#lastSeen = fleet.now();
-    this.#answers = new WorkerAnswers(connection, fleet, this.id, (error) => this.fail(error));
-    this.#assignCall = new AssignCall('', this.#answers.sent);
     this.#desk = new LandingDesk(fleet.line, connection, holder, (error) => {
       const who = this.#hello ? `worker ${this.#hello.worker}` : 'a connection';
       fleet.log(`${who} is closed: ${error.code} ${error.message}`, {
@@ -132,6 +130,9 @@ export class WorkerSession {
       });
       this.fail(error);
     });
+    const fail = (error: unknown) => this.fail(error);
+    this.#answers = new WorkerAnswers(connection, fleet, this.id, this.#desk, fail);
+    this.#assignCall = new AssignCall('', this.#answers.sent);
     this.#payloads = new Payloads(this.#desk);
     this.parts = new PushParts(this.id, {
       accepts: (run) => this.#run === run && this.#joined,
@@ -373,13 +374,10 @@ export class WorkerSession {
     const pull = rowParts ? this.#answers.nextRowPull() : undefined;
     const to = { session: this.id, pull: pull ?? 0, encoding, capture };
     const own = rowParts ? rowParts.send(keys, to) : keys;
-    const bytes = tables.read(own, encoding, capture);
     if (capture === null) run.sendsRows(this.key);
-    const step = tables.rowStep;
     const part = pull === undefined ? {} : { pull };
-    this.#answers.send({ type: 'rows', run: id, request, step, generation, encoding, ...part }, [
-      bytes,
-    ]);
+    const header = { run: id, request, step: tables.rowStep, generation, ...part };
+    this.#answers.rows(header, tables, own, encoding, capture);
   }
 
   /** @throws DownpourError as of the call. */

@@ -2,7 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { ConnectionFacts } from '../../shared/rest.ts';
 import type { Coming, Connection, Landing } from '../../wire/connection.ts';
-import { type Account, MemoryBudget, type MemoryHolder } from '../access/memory.ts';
+import { type Account, type Borrowed, MemoryBudget, type MemoryHolder } from '../access/memory.ts';
 import type { LandingRoom } from '../core/landing-rooms.ts';
 
 /**
@@ -273,6 +273,8 @@ export class LandingDesk {
   #reserved = 0;
   #ownBytes = 0;
   #counted = 0;
+  /** Answers of its own that have not left. */
+  #answersBytes = 0;
   /** Its last push came quickly. */
   #isProven = false;
   readonly #inRoom = unmarked();
@@ -294,7 +296,7 @@ export class LandingDesk {
     this.#connection = connection;
     this.#name = name;
     this.holder = line.enter(this, name);
-    const unsent = () => connection.bufferedBytes;
+    const unsent = () => Math.max(0, connection.bufferedBytes - this.#answersBytes);
     const close = (error: DownpourError) => {
       fail(error);
       setTimeout(() => connection.terminate(), LAST_WORDS_MS).unref();
@@ -347,13 +349,13 @@ export class LandingDesk {
     // What is given back at once would have all who wait ask again, without end.
     if (!factsMemory.has(bytes)) return this.#awaitFor(factsMemory, bytes);
     if (!line.memory.take(account, bytes)) return this.#awaitFor(line.memory, bytes);
-    const memory = factsMemory.borrow(this.#facts, bytes)!;
+    const borrowed = factsMemory.borrow(this.#facts, bytes)!;
     this.waits = null;
     const release = () => {
-      factsMemory.giveBack(this.#facts, memory);
+      borrowed.release();
       line.memory.change(account, -bytes);
     };
-    return { bytes: memory, bytesMax, release };
+    return { bytes: borrowed.bytes, bytesMax, release };
   }
 
   /** For another message: memory of the receiver's, which grows as bytes come. */
@@ -365,6 +367,31 @@ export class LandingDesk {
     this.#reserved += bytes;
     this.#counted += more;
     return { bytes: NOTHING, bytesMax, release: () => this.#count(-bytes, 0) };
+  }
+
+  /**
+   * Memory for an answer that no other connection shares, with anything in it. It is counted until its `release`, wherever it
+   * waits: in the socket, or for a standby.
+   */
+  answer(bytes: number): Borrowed {
+    const borrowed = this.line.memory.mustBorrow(this.account, bytes);
+    this.#answersBytes += bytes;
+    const release = () => {
+      this.#answersBytes -= bytes;
+      borrowed.release();
+    };
+    return { bytes: borrowed.bytes, release };
+  }
+
+  /** The same of one that has memory already. @returns call it once: it has left, or never will. */
+  counted(bytes: number): () => void {
+    const { memory } = this.line;
+    memory.change(this.account, bytes);
+    this.#answersBytes += bytes;
+    return () => {
+      this.#answersBytes -= bytes;
+      memory.change(this.account, -bytes);
+    };
   }
 
   #awaitFor(memory: MemoryBudget, bytes: number): 'wait' {
@@ -402,10 +429,8 @@ export class LandingDesk {
   }
 
   #borrow(bytes: number, bytesMax: number): Landing | null {
-    const { memory } = this.line;
-    const borrowed = memory.borrow(this.account, bytes);
-    if (!borrowed) return null;
-    return { bytes: borrowed, bytesMax, release: () => memory.giveBack(this.account, borrowed) };
+    const borrowed = this.line.memory.borrow(this.account, bytes);
+    return borrowed && { ...borrowed, bytesMax };
   }
 
   /** Asks again for what its message waits for. */

@@ -529,7 +529,10 @@ class ShardSession {
 
   rows(header: Omit<RowsPart, 'type'>, bytes: Uint8Array): void {
     this.#answerBytes = Math.max(this.#answerBytes, bytes.length);
-    if (this.#connection.open) this.#connection.send({ type: 'rows', ...header }, [bytes]);
+    if (this.#connection.open) {
+      const gone = this.#desk.counted(bytes.length);
+      this.#connection.send({ type: 'rows', ...header }, [bytes], gone);
+    }
     this.#mustRead();
   }
 

@@ -366,6 +366,42 @@ describe('memory', () => {
     expect(other.landing).toBe(null);
   });
 
+  test('pushes of changing lengths, as those with rows are, use the same memory again', () => {
+    line = new WaitingLine(new MemoryBudget(() => now, 1e9), () => now);
+    const client = new Client();
+    for (let i = 0; i < 500; i++) {
+      const bytes = 100_000 + 400 * ((37 * i) % 200);
+      client.push(run(0), { bytes, bytesMax: 200_000 });
+      expect(client.landing!.bytes.length).toBe(bytes);
+      client.end();
+      now += LOOK_MS;
+    }
+    expect(line.memory.bytes).toBeLessThan(400_000);
+    // Nor are those kept that are too large for what comes now.
+    client.push(run(0), { bytes: 50_000_000, bytesMax: 5e7 });
+    client.end();
+    client.push(run(0), { bytes: 100_000, bytesMax: 5e7 });
+    expect(client.landing!.bytes.buffer.byteLength).toBeLessThan(300_000);
+  });
+
+  test('rows that are sent are counted until they have left, and of too much the largest is closed', async () => {
+    const [reader, deaf] = [new Client(), new Client()];
+    for (let i = 0; i < 50; i++) reader.desk.answer(ROOM_BYTES).release();
+    expect(line.memory.bytes).toBe(ROOM_BYTES);
+    const answers = [4, 4, 4].map((n) => deaf.desk.answer(n * ROOM_BYTES));
+    // Some of them are in its socket, the others wait for a standby.
+    deaf.bufferedBytes = 8 * ROOM_BYTES;
+    await Promise.resolve();
+    expect([reader.errors, deaf.errors]).toEqual([[], ['DP_LIMIT']]);
+    for (const { release } of answers) release();
+    const gone = deaf.desk.counted(2 * ROOM_BYTES);
+    expect(line.memory.bytes).toBe(10 * ROOM_BYTES);
+    gone();
+    now += 11_000;
+    line.tick();
+    expect(line.memory.bytes).toBe(0);
+  });
+
   test('who waits for it gets that of payloads that have stopped', async () => {
     const of = run(0);
     const stopped = Array.from({ length: 10 }, () => new Client());
