@@ -46,14 +46,14 @@ export class ShardRows {
   /**
    * Measures the rows of a part that has landed, and notes the keys that it wants.
    * @param most pushes of a session whose keys are kept.
-   * @returns what the coordinator is told, and Σ g².
+   * @returns what the coordinator is told.
    */
   landed(
     { session, sequence }: { readonly session: string; readonly sequence: number },
     part: PartOfRows,
     limit: number,
     most: number,
-  ): { readonly squares: number; readonly told: RowsLanded } {
+  ): RowsLanded {
     const { tables } = this;
     const { step = 0 } = part.rows ?? {};
     const at = { step, rowStep: tables.rowStep };
@@ -62,9 +62,9 @@ export class ShardRows {
       const wanted = tables.takeWanted();
       if (wanted) this.#want(session, sequence, wanted, most);
       const staleness = tables.staleness();
-      return { squares: tables.squares(limit), told: { ...at, staleness, problem: null } };
+      return { ...at, staleness, squares: tables.squares(limit), problem: null };
     } catch (error) {
-      return { squares: 0, told: { ...at, staleness: 0, problem: errorText(error) } };
+      return { ...at, staleness: 0, squares: 0, problem: errorText(error) };
     }
   }
 

@@ -62,7 +62,7 @@ export function rangesOf(layout: Layout, shards: number, config: TableFields): R
 }
 
 export interface ShardEvents {
-  /** A part of a push is here. @param squares NaN: not finite. @param problem with the part itself. */
+  /** A part of a push is here. @param squares without those of rows; NaN: not finite. @param problem with the part itself. */
   landed(of: PushPartName, squares: number, problem: string | null, rows: RowsLanded | null): void;
   /** A part of initial parameters is here. */
   initialLanded(of: { run: string; session: string; grant: number }, finite: boolean): void;
@@ -206,7 +206,7 @@ export class Shard {
     ofSession.set(of.sequence, part);
     let squares = Number.NaN;
     let problem: string | null = null;
-    let rows: ReturnType<ShardRows['landed']> | null = null;
+    let rows: RowsLanded | null = null;
     const limit = limitOf(held.config, part.kind);
     try {
       const dense = densePart(part);
@@ -217,11 +217,10 @@ export class Shard {
         part.kind === 'elastic'
           ? held.parameters.elasticSquares(staged)
           : held.parameters.squares(staged, limit);
-      squares += rows?.squares ?? 0;
     } catch (error) {
       problem = errorText(error);
     }
-    this.#events.landed(of, squares, problem, rows?.told ?? null);
+    this.#events.landed(of, squares, problem, rows);
   }
 
   /** @param part in f32, as in `part`. */

@@ -85,6 +85,7 @@ const RowsLandedSchema = Type.Object(
     step: Natural,
     rowStep: Natural,
     staleness: Natural,
+    squares: Float,
     problem: orNull(Text),
   } satisfies Record<keyof RowsLanded, TSchema>,
   closed,
@@ -95,7 +96,7 @@ const LandedSchema = Type.Object(
     run: Name,
     session: SessionId,
     sequence: Sequence,
-    /** Sum of the squares of the gradient's elements; NaN: not finite. */
+    /** Sum of the squares of the gradient's elements, rows aside; NaN: not finite. */
     squares: Float,
     /** With the part itself. */
     problem: orNull(Text),

@@ -183,6 +183,37 @@ describe('what is decided about a push is decided for its rows on all shards', (
     expect(run.act()).toMatchObject({ outcome: 'applied' });
   });
 
+  test('a gradient whose square overflows is rejected where its rows keep squares, on whichever shard they are', () => {
+    const hugeRow = (part: Uint8Array) => withLastValue(part, 1e25);
+    const kept = new ShardedRun(4, { ...config, optimizer: { kind: 'sgd' } });
+    kept.train(() => kept.run.step === 3);
+    const before = kept.rows();
+    expect(kept.act(() => {}, hugeRow)).toMatchObject({ code: 'DP_GRADIENT_NOT_FINITE' });
+    expect(kept.rows()).toEqual(before);
+    expect(kept.act()).toMatchObject({ outcome: 'applied' });
+    // The rows have no squares, and those of the parameters are small.
+    const tables = { word: { ...WORD, optimizer: { kind: 'sgd' as const } } };
+    const free = new ShardedRun(4, { ...COURSE, tables, optimizer: { kind: 'adam' } });
+    free.train(() => free.run.step === 3);
+    expect(free.act(() => {}, hugeRow)).toMatchObject({ outcome: 'applied' });
+    const largest = Math.max(...free.rows()[0]!.values.map(Math.abs));
+    expect(largest).toBeGreaterThan(1e23);
+  });
+
+  /** A part of a push with another last number of its rows, if it has rows. */
+  function withLastValue(part: Uint8Array, value: number): Uint8Array {
+    const bytes = part.slice();
+    const view = new DataView(bytes.buffer);
+    // The keys that it wants are at its end, behind their count.
+    for (let n = 1; n <= 40; n++) {
+      const wanted = bytes.length - 4 - 4 * n;
+      if (view.getUint32(wanted, true) !== n) continue;
+      view.setFloat32(wanted - 4, value, true);
+      break;
+    }
+    return bytes;
+  }
+
   test('divergence takes the rows of all shards back', () => {
     const run = new ShardedRun(4, { ...config, learningRate: 1.5, evaluateEverySteps: 1 });
     const rowsAt = new Map<number, unknown>();
@@ -265,7 +296,7 @@ describe('what is decided about a push is decided for its rows on all shards', (
 
 test('a row is never staler than what is said of it, whatever its shard has not been told of', () => {
   const rows = { step: 7, encoding: 'f32' as const, bytes: 4, wanted: 0 };
-  const landed = { step: 7, rowStep: 9, staleness: 1, problem: null };
+  const landed = { step: 7, rowStep: 9, staleness: 1, squares: 4, problem: null };
   expect(rowsElsewhere([landed], rows, 9).staleness).toBe(1);
   // One more update was made since: it may have changed any row.
   expect(rowsElsewhere([landed], rows, 10).staleness).toBe(3);

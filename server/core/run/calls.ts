@@ -297,7 +297,7 @@ export type Assignment =
 /** What the other shards have said of a push that went to several. They hold the parts until it is decided. */
 export interface PushPartsLanded {
   readonly session: string;
-  /** Sum of the squares of the parts' gradients; NaN: not finite. */
+  /** Sum of the squares of the parts' gradients, rows aside; NaN: not finite. */
   readonly squares: number;
   /** With a part itself. */
   readonly problem: string | null;
@@ -312,6 +312,8 @@ export interface RowsLanded {
   /** Row step of the shard when it measured the staleness: updates that it has not been told of yet are missing. */
   readonly rowStep: number;
   readonly staleness: number;
+  /** Sum of the squares of the rows' gradients; NaN: not finite. */
+  readonly squares: number;
   readonly problem: string | null;
 }
 

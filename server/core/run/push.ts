@@ -21,7 +21,7 @@ import {
   judgeSender,
   type Refusal,
 } from './admit.ts';
-import type { CallOf } from './calls.ts';
+import type { CallOf, PushPartsLanded } from './calls.ts';
 import { learningRateOf, momentumOf, ownMomentumOf, scheduleStepOf } from './course.ts';
 import { groupStepOf } from './groups.ts';
 import { outerOptions, outerRateOf, pushKindOf } from './local.ts';
@@ -50,7 +50,7 @@ export interface PushConsequences extends StepConsequences {
  */
 const SQUARED_MAX = 2 ** 63;
 
-/** @param squares Σ g² of the parameters. @param rowSquares the same of the rows that are on this server. */
+/** @param squares Σ g² of the parameters. @param rowSquares the same of the rows. */
 function overflow(
   { optimizer, groups = {}, tables = {} }: RunConfig,
   squares: number,
@@ -214,7 +214,7 @@ export class Pushes {
       : rate * scale * (plan?.scale ?? 1);
     const momentum = momentumAt(momentumSchedule, scheduleStepOf(fields));
     const { tables } = vector;
-    const rowSquares = tables === null ? 0 : tables.squares(limit);
+    const rowSquares = tables === null ? 0 : tables.squares(limit) + squaresElsewhere(others);
     const squares = parameters.squares(staged, limit) + (others?.squares ?? 0);
     const given = Math.sqrt(squares + rowSquares);
     const isClipped = outer || (clip.norm ?? Infinity) <= SQUARED_MAX;
@@ -386,6 +386,11 @@ export class Pushes {
 }
 
 const NO_ROWS_UPDATE = {};
+
+/** Σ g² of the rows that are on other shards. */
+function squaresElsewhere(others: PushPartsLanded | null | undefined): number {
+  return others?.rows?.reduce((sum, { squares }) => sum + squares, 0) ?? 0;
+}
 
 function answer(
   { sequence }: Push,
