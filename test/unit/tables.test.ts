@@ -1,11 +1,13 @@
 import fc from 'fast-check';
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { Run } from '../../server/core/run.ts';
+import { createRowIndex } from '../../server/core/tables/row-index.ts';
 import { RowTable } from '../../server/core/tables/row-table.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { createOptimizer } from '../../shared/optimizer.ts';
 import type { Push } from '../../shared/protocol.ts';
+import { ALL_ROWS } from '../../shared/row-shards.ts';
 import type { TableConfig } from '../../shared/tables.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 import { createReplication, expectEqual, StandbyLink } from '../support/standby-link.ts';
@@ -13,12 +15,10 @@ import { aimOf, keysOf, TableWorker } from '../support/table-worker.ts';
 
 const problem = createProblem();
 
+const tableConfig = (config: object, rows: TableConfig['rows'] = 20, width = 3) =>
+  resolveConfig({ tables: { word: { rows, width, ...config } } }).tables!.word!;
 const tableOf = (config: object, rows: TableConfig['rows'] = 20, width = 3) =>
-  new RowTable(
-    'word',
-    resolveConfig({ tables: { word: { rows, width, ...config } } }).tables!.word!,
-    7,
-  );
+  new RowTable('word', tableConfig(config, rows, width), 7);
 
 const NO_CLIP = { limit: Infinity, factor: 1 };
 
@@ -257,6 +257,24 @@ describe.each(CONFIGS)('a run with tables: %s', (_, tables) => {
       }
     }
   });
+});
+
+test('keys cannot be chosen so that a growing table looks for all of them at one place', () => {
+  const index = createRowIndex(tableConfig({ rowsMax: 4_096 }, 'hash'), ALL_ROWS);
+  // They lie close together by the product that a map without a secret of its own would use.
+  const near = (key: number) => {
+    const h = Math.imul(key, 0x9e3779b1);
+    return ((h ^ (h >>> 15)) & 8_191) < 32;
+  };
+  const keys: number[] = [];
+  for (let key = 0; keys.length < 4_096; key++) if (near(key)) keys.push(key);
+  expect(keys.map((key) => index.insert(key))).toEqual(keys.map((_, slot) => slot));
+  // To remove a key, those behind it are looked at.
+  const looks = vi.spyOn(Math, 'imul');
+  for (const key of keys.slice(0, 10)) index.remove(key);
+  expect(looks.mock.calls.length).toBeLessThan(10_000);
+  looks.mockRestore();
+  expect(keys.map((key) => index.find(key))).toEqual(keys.map((_, i) => (i < 10 ? -1 : i)));
 });
 
 describe('rows that began with the values of a file', () => {

@@ -1,4 +1,5 @@
 import { LIMITS } from '../../../shared/limits.ts';
+import { mix } from '../../../shared/random.ts';
 import {
   keyOfPlace,
   placeOfRow,
@@ -72,7 +73,15 @@ function fixedIndex(config: TableConfig, share: RowShare): RowIndex {
   };
 }
 
+/** Of a key that has no slot. */
 const EMPTY = -1;
+/**
+ * Where keys lie in a map changes no result, so it may differ from process to process. Thus who chooses the keys of a push does
+ * not know which of them would all be looked for at one place.
+ */
+const [SALT] = crypto.getRandomValues(new Uint32Array(1));
+/** Another number for each key. */
+const salted = (key: number): number => mix(key, SALT!);
 /** Keys that wait to be admitted, at most: the oldest is forgotten for a new one. */
 const WAITING_MAX = LIMITS.rowsWaitingMax;
 
@@ -84,14 +93,15 @@ class HashIndex implements RowIndex {
   /** Most rows that keys of pushes get. */
   readonly #admitMax: number;
   readonly #mask: number;
-  /** Slots at the places of keys, EMPTY where there is none. */
+  /** At the places of keys their slots, plus 1; 0 where there is none: pages that nobody writes to take no memory. */
   readonly #places: Int32Array;
   readonly #keys: Uint32Array;
   /** Slots that were freed, the last one on top. */
   readonly #free: number[] = [];
   /** Slots from here on were never used. */
   #next = 0;
-  readonly #waiting = new Map<number, number>();
+  /** By salted key. */
+  readonly #waiting = new Map<number, readonly [key: number, sightings: number]>();
   #dropped = 0;
 
   constructor(config: TableConfig, share: RowShare) {
@@ -102,7 +112,7 @@ class HashIndex implements RowIndex {
     this.#admitMax = rowsOfShare(rowsMax, share);
     const places = 2 ** Math.ceil(Math.log2(2 * this.capacity));
     this.#mask = places - 1;
-    this.#places = new Int32Array(places).fill(EMPTY);
+    this.#places = new Int32Array(places);
     this.#keys = new Uint32Array(this.capacity);
   }
 
@@ -114,20 +124,18 @@ class HashIndex implements RowIndex {
   #place(key: number): number {
     let place = this.#home(key);
     for (;;) {
-      const slot = this.#places[place]!;
+      const slot = this.#places[place]! - 1;
       if (slot === EMPTY || this.#keys[slot] === key) return place;
       place = (place + 1) & this.#mask;
     }
   }
 
   #home(key: number): number {
-    // Fibonacci hashing: neighbouring keys, which are usual, are spread.
-    const h = Math.imul(key, 0x9e3779b1);
-    return (h ^ (h >>> 15)) & this.#mask;
+    return salted(key) & this.#mask;
   }
 
   find(key: number): number {
-    return this.#places[this.#place(key)]!;
+    return this.#places[this.#place(key)]! - 1;
   }
 
   findAll(keys: Uint32Array, slots: Int32Array): void {
@@ -137,17 +145,17 @@ class HashIndex implements RowIndex {
   admit(key: number): number {
     const slot = this.find(key);
     if (slot !== EMPTY) return slot;
-    const seen = (this.#waiting.get(key) ?? 0) + 1;
+    const seen = (this.#waiting.get(salted(key))?.[1] ?? 0) + 1;
     if (seen >= this.#admitAfter && this.#next - this.#free.length < this.#admitMax) {
       const given = this.insert(key);
       if (given !== EMPTY) {
-        this.#waiting.delete(key);
+        this.#waiting.delete(salted(key));
         return given;
       }
     }
     this.#dropped++;
     if (this.#admitAfter > 1) {
-      this.#waiting.set(key, Math.min(seen, this.#admitAfter));
+      this.#waiting.set(salted(key), [key, Math.min(seen, this.#admitAfter)]);
       const [oldest] = this.#waiting.size > WAITING_MAX ? this.#waiting.keys() : [];
       if (oldest !== undefined) this.#waiting.delete(oldest);
     }
@@ -156,10 +164,11 @@ class HashIndex implements RowIndex {
 
   insert(key: number): number {
     const place = this.#place(key);
-    if (this.#places[place] !== EMPTY) return this.#places[place]!;
+    const known = this.#places[place]! - 1;
+    if (known !== EMPTY) return known;
     const slot = this.#free.pop() ?? (this.#next < this.capacity ? this.#next++ : EMPTY);
     if (slot === EMPTY) return EMPTY;
-    this.#places[place] = slot;
+    this.#places[place] = slot + 1;
     this.#keys[slot] = key;
     return slot;
   }
@@ -170,16 +179,16 @@ class HashIndex implements RowIndex {
 
   remove(key: number): void {
     let hole = this.#place(key);
-    const slot = this.#places[hole]!;
+    const slot = this.#places[hole]! - 1;
     if (slot === EMPTY) return;
     this.#free.push(slot);
-    this.#places[hole] = EMPTY;
+    this.#places[hole] = 0;
     // Those that were put behind it for lack of room move up, so that no search ends too early.
-    for (let place = (hole + 1) & this.#mask; this.#places[place] !== EMPTY; ) {
-      const home = this.#home(this.#keys[this.#places[place]!]!);
+    for (let place = (hole + 1) & this.#mask; this.#places[place] !== 0; ) {
+      const home = this.#home(this.#keys[this.#places[place]! - 1]!);
       if (((place - home) & this.#mask) >= ((place - hole) & this.#mask)) {
         this.#places[hole] = this.#places[place]!;
-        this.#places[place] = EMPTY;
+        this.#places[place] = 0;
         hole = place;
       }
       place = (place + 1) & this.#mask;
@@ -187,7 +196,7 @@ class HashIndex implements RowIndex {
   }
 
   clear(): void {
-    this.#places.fill(EMPTY);
+    if (this.#next > 0) this.#places.fill(0);
     this.#free.length = 0;
     this.#next = 0;
     this.#waiting.clear();
@@ -195,14 +204,14 @@ class HashIndex implements RowIndex {
   }
 
   state(): RowIndexState {
-    return { waiting: [...this.#waiting], dropped: this.#dropped };
+    return { waiting: [...this.#waiting.values()], dropped: this.#dropped };
   }
 
   restore({ waiting, dropped }: RowIndexState): void {
     const { index, count } = this.#share;
     this.#waiting.clear();
     for (const [key, sightings] of waiting) {
-      if (shardOfRow(key, count) === index) this.#waiting.set(key, sightings);
+      if (shardOfRow(key, count) === index) this.#waiting.set(salted(key), [key, sightings]);
     }
     // The sum of all shards is what counts.
     this.#dropped = index === 0 ? dropped : 0;
