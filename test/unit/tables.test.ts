@@ -23,11 +23,18 @@ const tableOf = (config: object, rows: TableConfig['rows'] = 20, width = 3) =>
 const NO_CLIP = { limit: Infinity, factor: 1 };
 
 /** Pushes one gradient for some rows. */
-function push(table: RowTable, rowStep: number, keys: number[], values: number[], rate = 0.1) {
+function push(
+  table: RowTable,
+  rowStep: number,
+  keys: number[],
+  values: number[],
+  rate = 0.1,
+  readStep = rowStep - 1,
+) {
   const bytes = new Uint8Array(Float32Array.from(values).buffer);
   table.stage({ keys: Uint32Array.from(keys), values: bytes }, 'f32');
   const scaleOf = () => 1;
-  return table.apply({ rowStep, rate, clip: NO_CLIP, scaleOf, readStep: rowStep - 1 });
+  return table.apply({ rowStep, rate, clip: NO_CLIP, scaleOf, readStep });
 }
 
 const read = (table: RowTable, keys: readonly number[], capture: number | null = null) => {
@@ -153,14 +160,16 @@ describe.each<[string, TableConfig['rows'], object]>([
         for (const [what, n] of events) {
           const before = read(table, ALL);
           const stored = table.tensors();
+          const facts = table.facts();
           if (what === 'push' || what === 'undone') {
             const keys = [n, n + 3, n + 8];
-            push(table, rowStep + 1, keys, gradientsOf(keys, rowStep));
+            push(table, rowStep + 1, keys, gradientsOf(keys, rowStep), 0.1, rowStep >> 1);
             if (what === 'push') rowStep++;
             else {
               table.undo();
               expect(read(table, ALL)).toEqual(before);
               expect(table.tensors()).toEqual(stored);
+              expect(table.facts()).toEqual(facts);
             }
           } else if (what === 'capture') {
             table.capture(n, rowStep);

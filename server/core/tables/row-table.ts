@@ -84,6 +84,8 @@ export class RowTable {
   readonly #row = { rate: 0, age: 0 };
   /** Since the server has the run. */
   readonly #tally = { updates: 0, staleness: 0, stalenessMax: 0, admitted: 0, forgotten: 0 };
+  /** The same before the last update. */
+  readonly #tallyBefore = { ...this.#tally };
 
   /**
    * @param share of its rows that are here.
@@ -201,6 +203,7 @@ export class RowTable {
     const { learningRate, weightDecay, maxNorm, expireAfter } = this.#config;
     const { keys } = this.#staged;
     this.#undo.begin(keys.length, { decay: this.#decay, rowStep });
+    Object.assign(this.#tallyBefore, this.#tally);
     if (learningRate === 0) return true;
     const own = rate * learningRate;
     if (weightDecay > 0) this.#decay += Math.log(Math.max(KEEP_MIN, 1 - own * weightDecay));
@@ -271,19 +274,16 @@ export class RowTable {
   undo(): void {
     const { rowStep } = this.#undo;
     this.#decay = this.#undo.decay;
+    Object.assign(this.#tally, this.#tallyBefore);
     this.#undo.restore(
       (slot, changed) => {
         this.#mark(slot, changed);
-        this.#tally.updates--;
-        if (changed > 0) return;
-        this.#index.remove(this.#index.keyOf(slot));
-        if (this.#config.rows === 'hash') this.#tally.admitted--;
+        if (changed === 0) this.#index.remove(this.#index.keyOf(slot));
       },
       (key, changed) => {
         const slot = this.#index.insert(key);
         this.#mark(slot, changed);
         this.#onDisk.returned(key, rowStep);
-        this.#tally.forgotten--;
         return slot;
       },
     );
