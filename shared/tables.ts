@@ -215,3 +215,29 @@ export function tablesProblem(
   }
   return null;
 }
+
+/**
+ * @param other what the run was made of that a fork begins with.
+ * @returns why its rows are not those that the fork would have, the value seen and what to do; null: they are.
+ */
+export function forkTablesProblem(
+  { tables = {} }: TableFields,
+  { tables: other = {} }: TableFields,
+): string | null {
+  for (const [name, { width, rows, initializer }] of Object.entries(tables)) {
+    const from = Object.hasOwn(other, name) ? other[name] : undefined;
+    if (!from) continue;
+    const told = (field: string, own: unknown, its: unknown, why: string) =>
+      `tables.${name}.${field} is ${JSON.stringify(own)}, and ${JSON.stringify(its)} in the run whose rows this one begins with; ${why}`;
+    const rename = 'or give the table another name to begin with fresh rows';
+    if (width !== from.width) return told('width', width, from.width, `set that, ${rename}`);
+    if (rows !== 'hash' && (from.rows === 'hash' || from.rows > rows)) {
+      return told('rows', rows, from.rows, `set that or more, or 'hash', ${rename}`);
+    }
+    if (!Value.Equal(initializer, from.initializer)) {
+      const why = `rows that no push has changed follow from it: set that, ${rename}`;
+      return told('initializer', initializer, from.initializer, why);
+    }
+  }
+  return null;
+}

@@ -255,7 +255,8 @@ export class Run extends RunView {
    * A new run that begins with the parameters of another one: its optimizer, schedule, order of examples
    * and steps begin anew, as its configuration says. The averaging of statistics goes on.
    * @param source the other run's checkpoint, with tensors for all of its layout.
-   * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size.
+   * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size; DP_CONFIG_INVALID: tables
+   *   cannot have the rows of the other run.
    */
   static fork(
     options: RunOptions,

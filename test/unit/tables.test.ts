@@ -286,6 +286,60 @@ test('keys cannot be chosen so that a growing table looks for all of them at one
   expect(keys.map((key) => index.find(key))).toEqual(keys.map((_, i) => (i < 10 ? -1 : i)));
 });
 
+describe('a fork with other settings', () => {
+  const word = { rows: 40, width: 2, optimizer: { kind: 'adam' as const } };
+  const forked = (before: object, after: object, of: 'last' | 'final') => {
+    const configOf = (table: object) =>
+      resolveConfig(COURSE, { tables: { word: { ...word, ...table } } });
+    const run = createRun({ ...COURSE, stepsMax: 25, tables: { word: { ...word, ...before } } });
+    new TableWorker(run, problem).train(() => run.step >= 10 && run.best !== null);
+    const tensors = of === 'last' ? run.tensors() : run.finalTensors();
+    const options = { ...run.options, id: 'f', config: configOf({ ...before, ...after }) };
+    return { run, fork: Run.fork(options, run.state(0), tensors) };
+  };
+  const floatsOf = (run: Run) =>
+    new Float32Array(new Uint8Array(Buffer.from(rowsOf(run), 'hex')).buffer);
+
+  test.each([
+    ['begins to decay', {}, { weightDecay: 0.5 }],
+    ['decays no more', { weightDecay: 0.5 }, { weightDecay: 0 }],
+    ['has another optimizer', {}, { optimizer: { kind: 'adagrad' } }],
+    ['grows', {}, { rows: 'hash' }],
+  ] as const)('begins with the rows of the other run where it %s', (_, before, after) => {
+    for (const of of ['last', 'final'] as const) {
+      const { run, fork } = forked(before, after, of);
+      const expected = floatsOf(run);
+      for (const [i, x] of floatsOf(fork).entries()) expect(x).toBeCloseTo(expected[i]!, 6);
+      // Rows that a push changes for the first time go on from there, too.
+      const worker = new TableWorker(fork, problem);
+      worker.train(() => fork.step >= 3);
+      const moved = floatsOf(fork);
+      expect(moved.every(Number.isFinite)).toBe(true);
+      const restored = Run.restore(JSON.parse(JSON.stringify(fork.state(0))), fork.tensors());
+      expect(floatsOf(restored)).toEqual(moved);
+    }
+  });
+
+  test.each([
+    ['width', { width: 3 }, 'tables.word.width is 3, and 2'],
+    ['rows', { rows: 30 }, 'tables.word.rows is 30, and 40'],
+    ['initializer', { initializer: { kind: 'zeros' } }, 'rows that no push has changed'],
+  ] as const)('is refused where it could not have them: %s', (_, after, words) => {
+    for (const of of ['last', 'final'] as const) {
+      expect(() => forked({}, after, of)).toThrow(words);
+    }
+  });
+
+  test('has fresh rows in a table of another name, whatever it is', () => {
+    const { run } = forked({}, {}, 'last');
+    const tables = { constructor: { ...word, width: 5 } };
+    const config = resolveConfig(COURSE, { tables });
+    const fork = Run.fork({ ...run.options, id: 'f', config }, run.state(0), run.tensors());
+    const fresh = new Run({ ...run.options, id: 'f', config });
+    expect(rowsOf(fork)).toBe(rowsOf(fresh));
+  });
+});
+
 describe('rows that began with the values of a file', () => {
   const given = Float32Array.from({ length: 30 }, (_, i) => i / 8);
   const begun = (config: object, rows: TableConfig['rows'] = 20) => {

@@ -1,3 +1,5 @@
+import { DownpourError } from '../../../shared/errors.ts';
+import { forkTablesProblem } from '../../../shared/tables.ts';
 import type { RunShards } from '../shard.ts';
 import type { NamedTensor } from '../vectors.ts';
 import { capturesInUse } from './evaluations.ts';
@@ -34,14 +36,22 @@ export function openNew(
   return { options, fields, components: new Components(options, shards) };
 }
 
-/** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
+/**
+ * @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size; DP_CONFIG_INVALID: tables
+ *   cannot have the rows of the other run.
+ */
 export function openFork(
   inside: RunInternals,
-  source: Pick<RunState, 'tensors' | 'parameters' | 'tables' | 'data' | 'facts' | 'originData'>,
+  source: Pick<
+    RunState,
+    'options' | 'tensors' | 'parameters' | 'tables' | 'data' | 'facts' | 'originData'
+  >,
   tensors: readonly NamedTensor[],
 ): void {
-  const { fields, components } = inside;
+  const { fields, components, options } = inside;
   const { vector } = components;
+  const unfit = forkTablesProblem(options.config, source.options.config);
+  if (unfit !== null) throw new DownpourError('DP_CONFIG_INVALID', unfit);
   // Its parameters belong to inputs that are standardised as they were.
   fields.facts = source.facts ?? null;
   // A fork that nobody has worked for does not know its own data.

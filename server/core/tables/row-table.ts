@@ -244,12 +244,8 @@ export class RowTable {
     if (!this.#captures.isEmpty) this.#captures.keep(key, last);
     if (this.#copying) this.#copying.before(slot);
     if (last === 0) this.#initial(key, addresses.theta + 4 * slot * width);
-    let missed = 1;
-    if (decays.length > 0) {
-      missed = Math.exp(this.#decay - (last === 0 ? 0 : decays[slot]!));
-      decays[slot] = this.#decay;
-    }
-    numbers[NUMBERS_OF_ROW * i] = missed;
+    numbers[NUMBERS_OF_ROW * i] = this.#missed(last === 0 ? -1 : slot, this.#decay);
+    if (decays.length > 0) decays[slot] = this.#decay;
     const row = this.#row;
     const staleness = Math.max(0, last - readStep);
     row.rate = own * factor * scaleOf(staleness);
@@ -259,6 +255,17 @@ export class RowTable {
     row.age = last <= this.#began ? 0 : rowStep - last;
     this.#rule.note(numbers, i, row);
     this.#mark(slot, rowStep);
+  }
+
+  /**
+   * The factor of the decays that a row has missed.
+   * @param slot below 0: it has its initial values. In a fork of a run that decayed, they have missed some in a table that
+   * does not decay itself.
+   */
+  #missed(slot: number, decay: number): number {
+    const { decays } = this.#memory;
+    if (slot < 0) return Math.exp(decay);
+    return decays.length > 0 ? Math.exp(decay - decays[slot]!) : 1;
   }
 
   /** @param rowStep of its last change; 0: it has its initial values again. */
@@ -338,7 +345,7 @@ export class RowTable {
       const kept = then?.rows.get(key);
       const slot = kept === undefined ? this.#find(key) : -1;
       slots[i] = slot;
-      if (isDecaying) numbers[i] = Math.exp(decay - (slot < 0 ? 0 : decays[slot]!));
+      if (isDecaying) numbers[i] = this.#missed(slot, decay);
     }
     const factors = isDecaying ? at.numbers : 0;
     kernels.rows_gather(count, width, slots.byteOffset, at.theta, factors, at.rows);
@@ -351,7 +358,7 @@ export class RowTable {
         continue;
       }
       initial(key, at.rows + 4 * i * width);
-      if (isDecaying) scale(rows, i * width, width, numbers[i]!);
+      if (decay !== 0) scale(rows, i * width, width, this.#missed(-1, decay));
     }
   }
 
@@ -557,7 +564,10 @@ export class RowTable {
     this.#index.restore(index);
   }
 
-  /** Some rows, or all. @throws DownpourError DP_LAYOUT_INVALID: there is no room for them. */
+  /**
+   * Some rows, or all. Those of a fork may have decayed where this table does not, or the other way round.
+   * @param rows as `mustBeRows` wants them. @throws DownpourError DP_LAYOUT_INVALID: there is no room for them.
+   */
   restoreRows({ keys, values, state: own, changed, decays, pretrained }: RowTensors): void {
     const { width, stateSize: size, theta, state, decays: sumsOf } = this.#memory;
     const steps = wholeDoubles(changed);
@@ -568,7 +578,10 @@ export class RowTable {
       theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
       state.set(own.subarray(i * size, (i + 1) * size), slot * size);
       this.#mark(slot, steps[i]!);
-      if (sumsOf.length > 0) sumsOf[slot] = sums[i]!;
+      if (sumsOf.length > 0) sumsOf[slot] = sums[i] ?? this.#decay;
+      else if (i < sums.length) {
+        scale(theta, slot * width, width, Math.exp(this.#decay - sums[i]!));
+      }
       if (pretrained[i] === 1) this.#markPretrained(slot);
     }
   }

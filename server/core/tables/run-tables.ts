@@ -402,11 +402,12 @@ export class RunTables {
     if (!state) return;
     const isWhole = tensors.some(({ name }) => isOfRows(name) && name.endsWith('.changed'));
     if (isWhole) {
-      const known = this.#tables.filter(({ name }) => state.tables[name]);
+      const { tables } = wholeRowsState(state, (name) => found(tensors, name));
+      const known = this.#tables.filter(({ name }) => Object.hasOwn(tables, name));
       this.#rowStep = state.rowStep;
       for (const table of known) {
         table.reset(state.seed);
-        table.restoreState(state.tables[table.name]!);
+        table.restoreState(tables[table.name]!);
         table.restoreRows(rowsOf(table, tensors));
       }
     } else {
