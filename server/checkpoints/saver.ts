@@ -86,8 +86,8 @@ export class CheckpointSaver {
       await this.#mustStillOwn(folder, manifest);
       isWritten = true;
     } catch (error) {
-      // Whatever went wrong with the changes, all rows may be written yet.
-      if (!(error instanceof DownpourError)) state.chain = null;
+      // Whatever went wrong with the changes, here or on a shard, all rows may be written yet.
+      if (!(error instanceof DownpourError) || error.code === 'DP_SHARD_LOST') state.chain = null;
       throw error;
     } finally {
       copies.done(isWritten);

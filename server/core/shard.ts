@@ -588,6 +588,8 @@ function captured(held: HeldRun, id: number): Float32Array {
 function save(held: HeldRun, command: Extract<ShardCommand, { kind: 'save' }>): void {
   const { id, what, best, changes } = command;
   if (held.copying) keepCopied(held);
+  // It has lost count of the rows that went, which the server cannot know: it keeps nothing, and all rows are written next.
+  if (changes && held.rows?.tables.copyBytes().changed === null) return;
   const values = best === null ? null : captured(held, best);
   held.saved.set(id, saveVectors(held.parameters, what, values));
   const rows = held.rows?.tables.beginCopy(what, best, { changes });

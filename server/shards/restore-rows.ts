@@ -8,6 +8,7 @@ import type { RunState } from '../core/run/state.ts';
 import { RESTORED_BEST } from '../core/run/vector.ts';
 import type { CaptureMoment } from '../core/tables/row-captures.ts';
 import { rowCapacity } from '../core/tables/row-index.ts';
+import { mustBeStoredKeys, mustBeStoredRows } from '../core/tables/row-tensors.ts';
 import {
   BEST_ROWS,
   CAPTURE_FIELDS,
@@ -30,6 +31,14 @@ type ReadTensors = Pick<OpenTensors, 'size' | 'read'>;
 
 /** Takes some rows of a shard, field by field. */
 type TakeRows = (shard: number, fields: readonly Float32Array[]) => Promise<void>;
+type Fields = [
+  keys: Float32Array,
+  values: Float32Array,
+  state: Float32Array,
+  changed: Float32Array,
+  decays: Float32Array,
+  pretrained: Float32Array,
+];
 /** Which capture rows belong to; null: they are the present ones. */
 type OfCapture = ({ readonly id: number } & CaptureMoment) | null;
 
@@ -52,11 +61,18 @@ export async function restoreRows(
   const valuesOf = (name: string) => tensors.find((tensor) => tensor.name === name)?.values ?? NONE;
   const state = wholeRowsState(saved, valuesOf);
   pool.tell(pool.count, { kind: 'restoreRows', run, state });
-  for (const [i, { name: table }] of rowShapes(config).entries()) {
+  for (const [i, shape] of rowShapes(config).entries()) {
+    const { name: table } = shape;
     const room = rowCapacity(config.tables![table]!, { index: 0, count: pool.count });
     const rows = new RowGiver(pool, run, table, null, room);
     const present = ROW_FIELDS.map((field) => rowsName(table, field));
-    await cutRowsOf(file, present, pool.count, (shard, fields) => rows.give(shard, fields));
+    const looked = (fields: readonly Float32Array[]) => {
+      const [keys, values, state, changed, decays, pretrained] = fields as Fields;
+      const read = { keys, values, state, changed, decays, pretrained };
+      mustBeStoredRows(shape, read, saved.rowStep);
+    };
+    const ofKeys = ([keys]: readonly Float32Array[]) => mustBeStoredKeys(shape, keys!);
+    await cutRowsOf(file, present, looked, pool.count, (shard, fields) => rows.give(shard, fields));
     tensors.push(...rows.own(present));
     const moment = state.captures[BEST_ROWS]?.[i];
     if (!best || !moment) continue;
@@ -65,10 +81,10 @@ export async function restoreRows(
     // A capture that keeps no rows on a shard is one all the same.
     for (let shard = 0; shard < pool.count; shard++) await captured.give(shard, [NONE, NONE, NONE]);
     const [keys, values, initial] = kept;
-    await cutRowsOf(file, [keys!, values!], pool.count, (shard, fields) =>
+    await cutRowsOf(file, [keys!, values!], ofKeys, pool.count, (shard, fields) =>
       captured.give(shard, [...fields, NONE]),
     );
-    await cutRowsOf(file, [initial!], pool.count, (shard, fields) =>
+    await cutRowsOf(file, [initial!], ofKeys, pool.count, (shard, fields) =>
       captured.give(shard, [NONE, NONE, ...fields]),
     );
     tensors.push(...captured.own(kept));
@@ -128,14 +144,16 @@ class RowGiver {
 /**
  * Reads rows piece by piece, and cuts each piece over the shards.
  * @param names of tensors that have a part for each row, the keys first.
+ * @param look at each piece, before the shards are told: one that is given what it cannot take is lost.
  */
 async function cutRowsOf(
   file: ReadTensors,
   names: readonly string[],
+  look: (fields: readonly Float32Array[]) => void,
   count: number,
   take: TakeRows,
 ): Promise<void> {
-  const rows = file.size(names[0]!) / 2;
+  const rows = Math.ceil(file.size(names[0]!) / 2);
   if (rows === 0) return;
   const widths = names.map((name) => file.size(name) / rows);
   const width = widths.reduce((sum, each) => sum + each, 0);
@@ -147,6 +165,7 @@ async function cutRowsOf(
       const own = widths[k]!;
       fields.push(own === 0 ? NONE : await file.read(name, own * start, own * n));
     }
+    look(fields);
     const owners = wholeKeys(fields[0]!).map((key) => shardOfRow(key, count));
     for (let shard = 0; shard < count; shard++) {
       const places = owners.flatMap((owner, place) => (owner === shard ? [place] : []));

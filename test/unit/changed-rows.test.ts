@@ -390,13 +390,51 @@ describe('on disk', () => {
     second.train();
     expect(second.rows()).toEqual(expected);
   });
+
+  test('what a shard has not kept, since it does not know what has changed, is written with all rows next', async () => {
+    const config: PartialConfig = {
+      ...{ epochsMax: 2, averaging: { kind: 'none' }, earlyStopping: { enabled: false }, tables },
+    };
+    const first = new ShardedRun(3, config);
+    first.train(() => first.run.step >= 2);
+    const save = {
+      kind: 'save',
+      run: 'r',
+      id: 99,
+      what: 'last',
+      best: null,
+      changes: true,
+    } as const;
+    first.shards[1]!.execute(save, new Float32Array());
+    expect(first.shards[1]!.list('r', 99)).toBeNull();
+    const pool = poolOf(first);
+    let isKept = true;
+    const list: ShardPool['list'] = async (...of) =>
+      isKept ? pool.list(...of) : kept<never>(null);
+    const keeper = createKeeper({ shards: { ...pool, list } as ShardPool });
+    await keeper.register(first.run);
+    const versions: number[] = [];
+    for (const isWell of [true, true, false, true, true]) {
+      isKept = isWell;
+      const { step } = first.run;
+      first.train(() => first.run.step > step);
+      await keeper.saveNow(first.run);
+      expect(keeper.problem('r')).toEqual(isWell ? null : expect.stringContaining('DP_SHARD_LOST'));
+      if (isWell) versions.push((await newest()).version);
+    }
+    expect(versions).toEqual([1, 2, 1, 2]);
+  });
 });
 
 /** What a server asks its other shards for. */
 const poolOf = ({ shards }: ShardedRun) =>
   ({
     count: shards.length,
-    list: async (index: number, run: string, id: number) => shards[index]!.list(run, id)!,
+    list: async (index: number, run: string, id: number) => kept(shards[index]!.list(run, id)),
     read: async (index: number, { run, id, name, start, count }: ReadPiece) =>
-      shards[index]!.read(run, id, name, start, count)!,
+      kept(shards[index]!.read(run, id, name, start, count)),
   }) as unknown as ShardPool;
+const kept = <T>(found: T | null): T => {
+  if (found !== null) return found;
+  throw new DownpourError('DP_SHARD_LOST', 'the shard has not kept this checkpoint');
+};

@@ -159,6 +159,32 @@ describe('a checkpoint of rows', () => {
   });
 });
 
+describe('a checkpoint with what no row can have is damaged, for one server and before shards are told', () => {
+  test.each([
+    ['a key that the table does not have', 'keys', [0, 40]],
+    ['a key that is not whole', 'keys', [0, 0.5]],
+    ['a key below 0', 'keys', [0, -1]],
+    ['the same in the best rows', 'best.keys', [0, 40]],
+    ['the same where they had initial values', 'best.initial', [0, 40]],
+    ['a row that was changed later than now', 'changed', [1e6, 0, 0]],
+    ['a row that was never changed', 'changed', [0, 0, 0]],
+  ])('%s', async (_, field, values) => {
+    const config = { ...COURSE, evaluateEverySteps: 3, tables: { word: WORD } };
+    const first = new ShardedRun(1, config);
+    first.train(() => first.run.step >= 5);
+    const saved = first.save();
+    const tensor = saved.file.find(({ name }) => name === `@table.word.${field}`)!;
+    if (tensor.values.length > 0) tensor.values.set(values);
+    else Object.assign(tensor, { values: Float32Array.from(values) });
+    const damage = {
+      code: 'DP_CHECKPOINT_CORRUPT',
+      message: expect.stringContaining("rows of table 'word' in a checkpoint are not valid"),
+    };
+    expect(() => new ShardedRun(1, config, saved)).toThrow(expect.objectContaining(damage));
+    await expect(cutForShards(saved, 4)).rejects.toMatchObject(damage);
+  });
+});
+
 describe('what is decided about a push is decided for its rows on all shards', () => {
   const config: PartialConfig = { ...COURSE, tables: { word: WORD } };
 

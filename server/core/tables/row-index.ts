@@ -73,7 +73,7 @@ function fixedIndex(config: TableConfig, share: RowShare): RowIndex {
   };
 }
 
-/** Of a key that has no slot. */
+/** In the place of a slot: the key has none. */
 const EMPTY = -1;
 /**
  * Where keys lie in a map changes no result, so it may differ from process to process. Thus who chooses the keys of a push does

@@ -566,7 +566,7 @@ export class RowTable {
 
   /**
    * Some rows, or all. Those of a fork may have decayed where this table does not, or the other way round.
-   * @param rows as `mustBeRows` wants them. @throws DownpourError DP_LAYOUT_INVALID: there is no room for them.
+   * @param rows as `mustBeStoredRows` wants them. @throws DownpourError DP_LAYOUT_INVALID: there is no room for them.
    */
   restoreRows({ keys, values, state: own, changed, decays, pretrained }: RowTensors): void {
     const { width, stateSize: size, theta, state, decays: sumsOf } = this.#memory;

@@ -22,7 +22,14 @@ import { type CopyVector, flatTensor, type NamedTensor, takeTensor } from '../ve
 import type { CaptureMoment } from './row-captures.ts';
 import { freshRoom, type RoomFor } from './row-copy.ts';
 import { RowTable, type RowTableState } from './row-table.ts';
-import { type RowTensors, splitDoubles, splitKeys, wholeDoubles } from './row-tensors.ts';
+import {
+  mustBeStoredKeys,
+  mustBeStoredRows,
+  type RowTensors,
+  splitDoubles,
+  splitKeys,
+  wholeDoubles,
+} from './row-tensors.ts';
 import { TablesCopy } from './tables-copy.ts';
 
 /**
@@ -408,7 +415,7 @@ export class RunTables {
       for (const table of known) {
         table.reset(state.seed);
         table.restoreState(tables[table.name]!);
-        table.restoreRows(rowsOf(table, tensors));
+        this.#restoreRows(table, rowsOf(table, tensors));
       }
     } else {
       this.#rowStep = state.rowStep + 1;
@@ -438,14 +445,20 @@ export class RunTables {
   ): void {
     this.restoreState(wholeRowsState(state, (name) => found(tensors, name)));
     for (const [i, table] of this.#tables.entries()) {
-      table.restoreRows(rowsOf(table, tensors));
+      this.#restoreRows(table, rowsOf(table, tensors));
       for (const [name, id] of capturesOf(best, evaluated)) {
         const keys = found(tensors, rowsName(table.name, `${name}.keys`));
         const values = taken(tensors, rowsName(table.name, `${name}.values`), keys, table.width);
         const initial = found(tensors, rowsName(table.name, `${name}.initial`));
+        for (const each of [keys, initial]) mustBeStoredKeys(this.shapes[i]!, each);
         table.restoreCapture(id, state.captures[name]![i]!, { keys, values, initial });
       }
     }
+  }
+
+  #restoreRows(table: RowTable, rows: RowTensors): void {
+    mustBeStoredRows(this.shapes[this.#tables.indexOf(table)]!, rows, this.#rowStep);
+    table.restoreRows(rows);
   }
 
   /** All but the rows, of which there are none yet. */
