@@ -34,6 +34,9 @@ interface ModelRow {
   readonly decay: number;
 }
 
+/** Rows that nobody has updated, by table and key: of all that is read most are such. */
+const initialRows = new Map<string, Map<number, ModelRow>>();
+
 interface ModelTable {
   seed: number;
   began: number;
@@ -196,8 +199,20 @@ export class RowModel {
   #initialRow(t: number, { seed }: Pick<ModelTable, 'seed'>, key: number): ModelRow {
     const { width, initializer } = this.#configs[t]!;
     if (initializer.kind !== 'uniform') throw new Error('tables of the model begin as uniform');
-    const theta = initialValues(this.names[t]!, seed, key, initializer.limit, width);
-    return { theta, state: new Float32Array(2 * width), changed: 0, decay: 0 };
+    const { limit } = initializer;
+    const table = `${this.names[t]} ${seed} ${limit} ${width}`;
+    let rows = initialRows.get(table);
+    if (!rows) {
+      rows = new Map();
+      initialRows.set(table, rows);
+    }
+    let row = rows.get(key);
+    if (!row) {
+      const theta = initialValues(this.names[t]!, seed, key, limit, width);
+      row = { theta, state: new Float32Array(2 * width), changed: 0, decay: 0 };
+      rows.set(key, row);
+    }
+    return row;
   }
 
   /** @returns whether the row is finite. */

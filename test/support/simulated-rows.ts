@@ -1,4 +1,5 @@
-import type { CapturesInUse } from '../../server/core/run/vector.ts';
+import { capturesInUse } from '../../server/core/run/evaluations.ts';
+import type { RunFields } from '../../server/core/run/state.ts';
 import type { Run } from '../../server/core/run.ts';
 import type { RunTables } from '../../server/core/tables/run-tables.ts';
 import type { PartialConfig, RunConfig } from '../../shared/config.ts';
@@ -103,6 +104,7 @@ export class WatchedRows {
   #coming: ComingPush | null = null;
   #applied = 0;
   #isApplying = false;
+  readonly #follows: boolean;
   /** The model after each of its changes, by row step: a standby is some changes behind. */
   readonly #moments = new Map<number, ModelMoment[]>();
   #changes = 0;
@@ -122,17 +124,21 @@ export class WatchedRows {
 
   /**
    * @param run that has tables.
-   * @param from what they hold; null: nothing yet. @param inUse numbers of the captures that the run has now.
+   * @param from what they hold; null: nothing yet. @param fields of the run, with the captures that it has.
+   * @param follows there may be a standby.
    */
   constructor(
     run: Run,
     violate: Violate,
     from: SavedRows | null,
-    { best, evaluated }: CapturesInUse,
+    fields: RunFields,
+    follows: boolean,
   ) {
+    const { best, evaluated } = capturesInUse(fields);
     this.#tables = run.tables!;
     this.#config = run.config;
     this.#violate = violate;
+    this.#follows = follows;
     this.#readTables = this.#tables.read.bind(this.#tables);
     this.#model = new RowModel(run.config, from?.moment ?? null);
     if (from) this.#model.keepCapture(from.best, best ?? 0);
@@ -141,7 +147,7 @@ export class WatchedRows {
     this.#noteMoment();
     this.#spy();
     this.#spyAnswers(run);
-    this.check(() => [best, evaluated]);
+    this.check(fields);
   }
 
   get #shapes(): readonly RowShape[] {
@@ -248,6 +254,7 @@ export class WatchedRows {
 
   #noteMoment(): void {
     this.#changes++;
+    if (!this.#follows) return;
     const moments = this.#moments.get(this.#model.rowStep) ?? [];
     moments.push(this.#model.state());
     this.#moments.set(this.#model.rowStep, moments);
@@ -284,8 +291,8 @@ export class WatchedRows {
     this.#violate(3, `rows are at row step ${rowStep}, and ought to be at ${this.#model.rowStep}`);
   }
 
-  /** @param inUse captures that the run has. */
-  check(inUse: () => readonly (number | null)[]): void {
+  /** @param fields of the run, with the captures that it has. */
+  check(fields: RunFields): void {
     this.#mustBeAtStep();
     if (this.#answers !== this.#noted) {
       this.#violate(
@@ -304,9 +311,10 @@ export class WatchedRows {
         `tables hold ${JSON.stringify(facts)}, and ought to ${JSON.stringify(known)}`,
       );
     }
-    const needed = inUse();
+    const { best, evaluated } = capturesInUse(fields);
     for (const id of this.#model.captures) {
-      if (!needed.includes(id)) this.#violate(3, `capture ${id} of rows is kept, and not in use`);
+      if (id !== best && id !== evaluated)
+        this.#violate(3, `capture ${id} of rows is kept, and not in use`);
       this.#mustEqual(id);
     }
   }
@@ -408,6 +416,16 @@ interface HeldRows {
 /** What `rows` of a push says. */
 type PushedRows = NonNullable<Push['rows']>;
 
+/** Keys of minibatches, which are the same in each cluster. */
+const keysKnown = new Map<string, Uint32Array>();
+
+function knownKeysOf(lease: Lease, keysMax: number): Uint32Array {
+  const name = `${lease.epoch} ${lease.start} ${keysMax}`;
+  const known = keysKnown.get(name) ?? keysOf(lease, keysMax);
+  keysKnown.set(name, known);
+  return known;
+}
+
 /** The rows of one worker: those that it was sent, and what it pushes of them. */
 export class WorkerRows {
   readonly #shapes: readonly RowShape[];
@@ -420,7 +438,7 @@ export class WorkerRows {
   }
 
   keysOf(lease: Lease): readonly Uint32Array[] {
-    return this.#shapes.map(({ keysMax }) => keysOf(lease, Math.min(KEYS, keysMax)));
+    return this.#shapes.map(({ keysMax }) => knownKeysOf(lease, Math.min(KEYS, keysMax)));
   }
 
   /** Keys of all rows, for an evaluation. */

@@ -1,13 +1,12 @@
 import { Budget } from '../../server/access/budget.ts';
-import { capturesInUse } from '../../server/core/run/evaluations.ts';
-import type { RunState } from '../../server/core/run/state.ts';
+import type { RunInternals, RunState } from '../../server/core/run/state.ts';
 import { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import { WorkerSession } from '../../server/fleet/session.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
 import { Replication } from '../../server/standby/replication.ts';
 import { Replicas } from '../../server/standby/standby.ts';
-import { bytesOf, floatsOf } from '../../shared/codec.ts';
+import { bytesOf, concatFloats, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, type RunConfig, resolveConfig } from '../../shared/config.ts';
 import { collects, isInRounds } from '../../shared/consistency.ts';
 import type { DownpourError } from '../../shared/errors.ts';
@@ -103,6 +102,11 @@ export interface Saved {
   readonly rows: SavedRows | null;
 }
 
+function copyOfSaved({ state, tensors, step, rows }: Saved): Saved {
+  const copied = tensors.map((tensor) => ({ ...tensor, values: tensor.values.slice() }));
+  return { state: copyOfFields(state), tensors: copied, step, rows };
+}
+
 export interface Summary {
   readonly seed: number;
   readonly events: number;
@@ -188,8 +192,43 @@ const OVERFLOWING_GROUPS: NonNullable<PartialConfig['groups']> = {
 };
 
 const NO_PAYLOAD = new Float32Array();
+const NO_BYTES = new Uint8Array();
 /** Nothing takes longer when nobody disturbs. */
 const PATIENCE_SECONDS = 7_200;
+
+/** The numbers of a run themselves. What it tells is a copy of all of them, which takes most of the time of a cluster. */
+const insideOf = (run: Run) => (run as unknown as { readonly inside: RunInternals }).inside;
+
+/** A copy of what has no numbers but in fields, as of a message. `structuredClone` takes ten times as long. */
+function copyOfFields<T>(value: T): T {
+  if (typeof value !== 'object' || value === null) return value;
+  if (Array.isArray(value)) return value.map(copyOfFields) as T;
+  const copy: Record<string, unknown> = {};
+  for (const name in value) copy[name] = copyOfFields(value[name]);
+  return copy as T;
+}
+
+function joined(parts: readonly Uint8Array[]): Uint8Array {
+  const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+const areEqual = (some: Float32Array, others: Float32Array) =>
+  some.length === others.length && some.every((x, i) => x === others[i]);
+
+/** Whether a vector is these parts, one after the other. */
+function isJoined(all: Float32Array, parts: readonly Float32Array[]): boolean {
+  let at = 0;
+  for (const part of parts) {
+    for (let i = 0; i < part.length; i++) if (part[i] !== all[at++]) return false;
+  }
+  return at === all.length;
+}
 
 /** With local steps a lease is of several. */
 function minibatchesOf({ part, epoch, start, count }: Lease): string[] {
@@ -209,6 +248,8 @@ interface Applied {
   /** A worker was told. */
   acknowledged?: boolean;
 }
+
+const nameOf = ({ key, sequence }: Pick<Applied, 'key' | 'sequence'>) => `${key} ${sequence}`;
 
 /** What a standby follows with; a lag that a test of seconds reaches. */
 type Follow = { readonly mode: 'sync' | 'async'; readonly lagMax: number };
@@ -526,16 +567,11 @@ class SimulatedConnection {
       simulation.server.told(this.session.key, message);
       if (message.type === 'work') simulation.server.given(message.leases);
       simulation.server.rowsLeave(message, parts);
-      const header = structuredClone(message) as unknown as FrameHeader;
+      const header = copyOfFields(message) as unknown as FrameHeader;
       // The bytes are read when they leave, not when they are given: nobody may write to them until then.
       this.#leavesAt = Math.max(this.#leavesAt, simulation.now + simulation.delayMs(3));
       simulation.at(this.#leavesAt - simulation.now, () => {
-        const payload = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
-        let at = 0;
-        for (const part of parts) {
-          payload.set(part, at);
-          at += part.length;
-        }
+        const payload = joined(parts);
         gone?.();
         this.#toWorkerAt = Math.max(this.#toWorkerAt, simulation.now + simulation.delayMs(20));
         simulation.at(this.#toWorkerAt - simulation.now, () => {
@@ -609,10 +645,10 @@ class SimulatedConnection {
 
   // The worker's end.
 
-  send(header: object, payload: Uint8Array = new Uint8Array()): void {
+  send(header: object, payload: Uint8Array = NO_BYTES): void {
     if (!this.#workerOpen) return;
     const simulation = this.#simulation;
-    const sent = { header: structuredClone(header) as FrameHeader, payload: payload.slice() };
+    const sent = { header: copyOfFields(header) as FrameHeader, payload: payload.slice() };
     this.#toServerAt = Math.max(this.#toServerAt, simulation.now + simulation.delayMs(20));
     simulation.at(this.#toServerAt - simulation.now, () =>
       simulation.server.enter(() => {
@@ -648,7 +684,7 @@ class SimulatedConnection {
     if (place === 'wait') return;
     this.#arriving.shift();
     const landing = place === 'nowhere' ? null : place;
-    if (place === 'nowhere') sent.payload = new Uint8Array();
+    if (place === 'nowhere') sent.payload = NO_BYTES;
     const reading = { sent, landing, done: false };
     this.#landing = reading;
     const simulation = this.#simulation;
@@ -711,16 +747,36 @@ class SimulatedServer {
   /** Checkpoints that are safe, oldest first. */
   readonly #saved: Saved[] = [];
   #savedAt = 0;
-  /** Applied pushes of this line of history: a crash takes away what came after the checkpoint. */
-  log: Applied[] = [];
+  /** Applied pushes of this line of history: a crash takes away what came after the checkpoint. And what they have used. */
+  #log: Applied[] = [];
+  #newestStep = 0;
+  readonly #used = new Set<string>();
   readonly #leases = new Map<number, Lease>();
   #stepSeen = 0;
   #bestSeen = Infinity;
   /** The shared payload of each step, as it was when the step was made. */
-  readonly #vectors = new Map<string, string>();
+  readonly #vectors = new Map<string, Float32Array>();
 
   constructor(simulation: Simulation) {
     this.#simulation = simulation;
+  }
+
+  get log(): readonly Applied[] {
+    return this.#log;
+  }
+
+  set log(entries: Applied[]) {
+    this.#log = [];
+    this.#newestStep = 0;
+    this.#used.clear();
+    for (const entry of entries) this.#enter(entry);
+  }
+
+  #enter(entry: Applied): void {
+    this.#log.push(entry);
+    this.#newestStep = Math.max(this.#newestStep, entry.step);
+    this.#used.add(nameOf(entry));
+    for (const minibatch of entry.minibatches) this.#used.add(minibatch);
   }
 
   get step(): number {
@@ -783,7 +839,7 @@ class SimulatedServer {
       if (!run.hasParameters) return;
       this.#savedAt = simulation.now;
       const state = JSON.parse(JSON.stringify(run.state(simulation.now))) as RunState;
-      const rows = this.rows?.save(run.replica().fields.best?.capture ?? null) ?? null;
+      const rows = this.rows?.save(insideOf(run).fields.best?.capture ?? null) ?? null;
       const copy = { state, tensors: run.tensors(), step: run.step, rows };
       simulation.at(simulation.delayMs(50), () => {
         if (life === this.#life) this.#saved.push(copy);
@@ -819,7 +875,7 @@ class SimulatedServer {
     });
     this.#replicate(life);
     if (!saved) return;
-    const copy = structuredClone(saved);
+    const copy = copyOfSaved(saved);
     const chosen = simulation.options.sabotage?.restored?.(copy, this.#saved) ?? copy;
     const run = Run.restore(chosen.state, chosen.tensors, null, life);
     this.#restored(run, saved);
@@ -829,9 +885,10 @@ class SimulatedServer {
 
   /** @param from what its tables hold; null: nothing yet. */
   #watchRows(run: Run, from: SavedRows | null): void {
-    const inUse = capturesInUse(run.replica().fields);
     const violate = (invariant: number, what: string) => this.#simulation.violate(invariant, what);
-    this.rows = run.tables ? new WatchedRows(run, violate, from, inUse) : null;
+    const { fields } = insideOf(run);
+    const follows = this.#simulation.follow !== null;
+    this.rows = run.tables ? new WatchedRows(run, violate, from, fields, follows) : null;
   }
 
   #begin(run: Run): void {
@@ -896,13 +953,13 @@ class SimulatedServer {
     }
     this.failovers++;
     const state = JSON.parse(JSON.stringify(replica.state(replica.nowMs))) as RunState;
-    const best = replica.replica().fields.best?.capture ?? null;
+    const best = insideOf(replica).fields.best?.capture ?? null;
     const moment = replica.tables ? lastRows!.momentOf(replica.tables, best) : null;
     // Rows of a file that came before the parameters are asked for again, with the parameters.
     const rows = state.initialisations > 0 ? moment : null;
     const saved = { state, tensors: replica.tensors(), step, rows };
     this.#open(null);
-    const run = Run.restore(structuredClone(state), replica.tensors(), null, this.#life);
+    const run = Run.restore(copyOfFields(state), replica.tensors(), null, this.#life);
     this.#restored(run, saved);
     this.#watchRows(run, rows);
     this.#begin(run);
@@ -923,7 +980,7 @@ class SimulatedServer {
   /** The capture that a worker evaluates; null: it does not evaluate this. */
   captureFor(key: string, id: number | null): number | null {
     if (id === null || !this.rows) return null;
-    const { evaluation } = this.#run!.replica().fields;
+    const { evaluation } = insideOf(this.#run!).fields;
     if (evaluation?.id !== id) return null;
     const { worker, late, capture } = evaluation;
     return worker === key || late.includes(key) ? capture : null;
@@ -1041,7 +1098,7 @@ class SimulatedServer {
       simulation.violate(4, `a push of staleness ${staleness} was applied; ${stalenessMax} may be`);
     }
     const { key } = connection.session;
-    if (this.log.some((each) => each.key === key && each.sequence === push.sequence)) {
+    if (this.#used.has(nameOf({ key, sequence: push.sequence }))) {
       simulation.violate(1, `push ${push.sequence} of ${key} was applied twice`);
     }
     const lease = this.#leases.get(push.lease);
@@ -1050,7 +1107,7 @@ class SimulatedServer {
     }
     const minibatches = minibatchesOf(lease);
     for (const minibatch of minibatches) {
-      if (this.log.some((each) => each.minibatches.includes(minibatch))) {
+      if (this.#used.has(minibatch)) {
         simulation.violate(8, `minibatch ${minibatch} was used twice`);
       }
     }
@@ -1063,13 +1120,12 @@ class SimulatedServer {
       simulation.violate(4, `step ${step} is of two pushes of ${key}`);
     }
     const { sequence } = push;
-    this.log.push({ key, sequence, step, lease: push.lease, minibatches, acknowledged });
+    this.#enter({ key, sequence, step, lease: push.lease, minibatches, acknowledged });
   }
 
   /** The last sequence of a worker's that counts. */
   sequenceOf(key: string): number {
-    const { workers } = this.#run?.state(this.#simulation.now) ?? { workers: [] };
-    return workers.find(([worker]) => worker === key)?.[1] ?? 0;
+    return this.#run ? (insideOf(this.#run).components.roster.find(key)?.lastSequence ?? 0) : 0;
   }
 
   /** A lease that was granted on a connection that was lost at that moment: the worker was never told. */
@@ -1094,7 +1150,7 @@ class SimulatedServer {
       fragment === undefined
         ? all
         : all && fragmentOfVector(all, layout, { index: fragment, count });
-    if (known !== undefined && known !== payload.join()) {
+    if (known !== undefined && !areEqual(known, payload)) {
       this.#simulation.violate(
         3,
         `the parameters sent for step ${message.step} are not those of it`,
@@ -1103,14 +1159,14 @@ class SimulatedServer {
   }
 
   /** An update by fragments moves one of them alone. */
-  #checkFragments(run: Run, now: string): void {
+  #checkFragments(run: Run, now: Float32Array): void {
     const { layout, fragments: count } = this.#simulation;
     const before = this.#vectors.get(`${run.generation} ${run.step - 1}`);
     if (count === 1 || before === undefined) return;
     const moved = Array.from({ length: count }, (_, index) => index).filter((index) => {
-      const trainable = (all: string) =>
+      const trainable = (all: Float32Array) =>
         fragmentOfVector(all, { ...layout, exchangedSize: layout.trainableSize }, { index, count });
-      return trainable(now) !== trainable(before);
+      return !areEqual(trainable(now), trainable(before));
     });
     if (moved.length <= 1) return;
     this.#simulation.violate(3, `step ${run.step} moved the fragments ${moved.join(' and ')}`);
@@ -1130,34 +1186,32 @@ class SimulatedServer {
       simulation.violate(5, `the best went from ${this.#bestSeen} to ${best}`);
     }
     this.#bestSeen = best;
-    if (run.collected === 0) {
-      // Those of a step that was never made are computed again, or needed no more.
-      if (this.log.some(({ step }) => step > run.step)) {
-        this.log = this.log.filter(({ step }) => step <= run.step);
-      }
+    // Those of a step that was never made are computed again, or needed no more.
+    if (run.collected === 0 && this.#newestStep > run.step) {
+      this.log = this.log.filter(({ step }) => step <= run.step);
     }
     this.#checkClocks(run);
-    this.rows?.check(() => {
-      const { best: kept, evaluated } = capturesInUse(run.replica().fields);
-      return [kept, evaluated];
-    });
-    if (!run.hasParameters) return;
-    const all = run.finalTensors();
-    const vector = simulation.tensors
+    this.rows?.check(insideOf(run).fields);
+    if (run.hasParameters) this.#checkVector(run);
+  }
+
+  /** Finite, and the same as before in this step. */
+  #checkVector(run: Run): void {
+    const simulation = this.#simulation;
+    const all = run.withoutRows('final', (live) => live);
+    const parts = simulation.tensors
       .filter(({ role }) => role !== 'frozen')
-      .flatMap((spec) => [...all.find(({ name }) => name === spec.name)!.values]);
+      .map((spec) => all.find(({ name }) => name === spec.name)!.values);
+    const at = `${run.generation} ${run.step}`;
+    const known = this.#vectors.get(at);
+    if (known && isJoined(known, parts)) return;
+    const vector = concatFloats(parts);
     if (!vector.every(Number.isFinite)) {
       simulation.violate(7, `parameters at step ${run.step} are not finite: ${vector}`);
     }
-    const at = `${run.generation} ${run.step}`;
-    const known = this.#vectors.get(at);
-    const now = vector.join();
-    if (known === undefined) {
-      this.#vectors.set(at, now);
-      this.#checkFragments(run, now);
-    } else if (known !== now) {
-      simulation.violate(3, `the parameters changed within step ${run.step}`);
-    }
+    if (known) simulation.violate(3, `the parameters changed within step ${run.step}`);
+    this.#vectors.set(at, vector);
+    this.#checkFragments(run, vector);
   }
 
   /** No worker has begun a minibatch further ahead of the slowest than it may: clocks count those that ended. */
@@ -1165,7 +1219,7 @@ class SimulatedServer {
     const simulation = this.#simulation;
     const { mode, aheadMax = 3 } = simulation.consistency;
     if (mode !== 'bounded') return;
-    const members = run.state(simulation.now).mode?.members ?? [];
+    const members = insideOf(run).components.mode?.state().members ?? [];
     const clocks = members
       .filter(([, , standing]) => standing === 'ready')
       .map(([, clock]) => clock);
@@ -1182,7 +1236,7 @@ class SimulatedServer {
     for (let epoch = 0; epoch < epochsMax!; epoch++) {
       for (let start = 0; start < trainCount; start += 4) {
         const minibatch = `train ${epoch} ${start}`;
-        if (this.log.some(({ minibatches }) => minibatches.includes(minibatch))) continue;
+        if (this.#used.has(minibatch)) continue;
         this.#simulation.violate(8, `minibatch ${start} of epoch ${epoch} was never used`);
       }
     }
@@ -1220,12 +1274,12 @@ class SimulatedStandby {
   }
 
   #send(message: ToStandby, parts: readonly Uint8Array[], gone?: () => void): void {
-    const header = checkToStandby(structuredClone(message));
-    const bytes = Buffer.concat(parts);
+    const header = checkToStandby(copyOfFields(message));
+    const bytes = joined(parts);
     gone?.();
     this.#later(() => {
       if (!this.alive) return;
-      this.replicas.take(header, new Uint8Array(bytes));
+      this.replicas.take(header, bytes);
       if (message.type === 'leading') return;
       const carried = { type: 'carried', frames: ++this.#frames };
       this.#answer(() => this.#events.message(carried, new Uint8Array(), null));
@@ -1291,19 +1345,18 @@ interface Kept {
   readonly payload: Uint8Array;
 }
 
-/** @param all numbers with commas. */
 function fragmentOfVector(
-  all: string,
+  all: Float32Array,
   layout: Pick<Layout, 'trainableSize' | 'exchangedSize'>,
   fragment: { readonly index: number; readonly count: number },
-): string {
-  const numbers = all.split(',');
+): Float32Array {
   const whole = [{ start: 0, end: layout.exchangedSize }];
-  return fragmentPieces(layout, whole, fragment)
-    .flatMap(({ gradient, statistics }) =>
-      [gradient, statistics].flatMap(({ start, end }) => numbers.slice(start, end)),
-    )
-    .join();
+  const pieces = fragmentPieces(layout, whole, fragment);
+  return concatFloats(
+    pieces.flatMap(({ gradient, statistics }) =>
+      [gradient, statistics].map(({ start, end }) => all.subarray(start, end)),
+    ),
+  );
 }
 
 /** Does what worker/client.ts and trainer.ts do; a liar also does what they never would. */
@@ -1554,7 +1607,7 @@ class SimulatedWorker {
     const own = isByFragments ? this.#fragments!.own : isElastic ? this.#own : null;
     const at = own ?? theta;
     const { payload: given, loss } = gradientOf(problem, 0, lease, at);
-    let payload = given;
+    let payload: Float32Array = given;
     // An honest gradient is small beside this rate.
     if (this.#simulation.overflows) payload[FEATURES]! /= OVERFLOWING;
     // One large step is as good as several here.
@@ -1578,11 +1631,11 @@ class SimulatedWorker {
       ...(isByFragments && { fragment: local.fragment! }),
       ...(more && { rows: more.rows }),
     };
-    const tail = more?.tail ?? new Uint8Array();
+    const tail = more?.tail ?? NO_BYTES;
     const placed = isByFragments
       ? payload
       : this.#placed.packed(payload, this.#placed.exchangedSize);
-    const kept = { push, payload: Uint8Array.from([...bytesOf(placed), ...tail]) };
+    const kept = { push, payload: joined([bytesOf(placed), tail]) };
     this.#kept.push(kept);
     if (this.#liar && this.#simulation.chance(0.4)) this.#lie(kept);
     this.#connection?.send(kept.push, kept.payload);
@@ -1602,7 +1655,7 @@ class SimulatedWorker {
     const parts = fragmentPieces(layout, whole, { index: index!, count }).flatMap(
       ({ gradient, statistics }) => [gradient, statistics],
     );
-    return Float32Array.from(parts.flatMap(({ start, end }) => [...change.subarray(start, end)]));
+    return concatFloats(parts.map(({ start, end }) => change.subarray(start, end)));
   }
 
   /** What an honest worker never does, before what it does. */

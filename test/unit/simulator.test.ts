@@ -149,7 +149,8 @@ describe('a broken server is caught:', () => {
 
   test('3, it keeps the rows of a push whose parameters overflow', async () => {
     vi.spyOn(RunTables.prototype, 'undo').mockImplementation(() => {});
-    expect((await caught({}, 200, 60)).message).toContain('rows are at row step');
+    // Seed 107.
+    expect((await caught({}, 200, 100)).message).toContain('rows are at row step');
   }, 120_000);
 
   test('3, it forgets at a restart which rows are pretrained', async () => {
@@ -206,18 +207,26 @@ describe('a broken server is caught:', () => {
   });
 
   test('7, it applies what is not finite', async () => {
-    vi.spyOn(Parameters.prototype, 'squares').mockReturnValue(1);
+    const { squares } = Parameters.prototype;
+    const bad = new WeakSet<object>();
+    vi.spyOn(Parameters.prototype, 'squares').mockImplementation(function (
+      this: Parameters,
+      staged,
+      ...limit
+    ) {
+      if (!Number.isFinite(Reflect.apply(squares, this, [staged, ...limit]))) bad.add(staged);
+      return 1;
+    });
     vi.spyOn(Parameters.prototype, 'update').mockImplementation(function (
       this: Parameters,
       staged,
     ) {
-      const gradient = staged.statistics.some(Number.isNaN) ? Number.NaN : 0.1;
+      const gradient = bad.has(staged) ? Number.NaN : 0.1;
       this.kept.write(VECTOR, 0, Float32Array.of(gradient));
       return true;
     });
-    // A lie must fall on the statistics, an eighth of a small vector.
-    expect((await caught({}, 1_500)).invariant).toBe(7);
-  }, 120_000);
+    expect((await caught()).invariant).toBe(7);
+  });
 
   test('8, it gives minibatches out again that are done', async () => {
     vi.spyOn(Leases.prototype, 'complete').mockImplementation(() => {});
@@ -226,8 +235,8 @@ describe('a broken server is caught:', () => {
 
   test('9, it answers before its standby has the push', async () => {
     vi.spyOn(Replication.prototype, 'whenSafe').mockImplementation((act) => act());
-    // The server must die between its answer and its standby's hearing of the push: one cluster of 150.
-    const violation = await caught({}, 1_500);
+    // The server must die between its answer and its standby's hearing of the push: one cluster of 150, here seed 76.
+    const violation = await caught({}, 1_500, 70);
     expect(violation.invariant).toBe(9);
     expect(violation.message).toContain('acknowledged pushes are lost');
   }, 120_000);
