@@ -1,4 +1,6 @@
+import { shellCommand } from '../../shared/shell.ts';
 import { DATE_ORDERS, type DateOrder } from '../../worker/data/tables/dates.ts';
+import { readableForms } from '../../worker/data/tables/number-problem.ts';
 import type { Cell, CellForm, ColumnProfile } from '../../worker/data/tables/table-profile.ts';
 import { groups } from '../output/progress.ts';
 
@@ -203,22 +205,34 @@ function slips(profile: ColumnProfile, given: number): [string, string] {
   const others = given - numberCount;
   const more = others === 1 ? 'is' : `is the first of ${groups(others)} that are`;
   const reason = `${groups(numberCount)} of ${groups(given)} values are numbers, but ${quotedText(first.text)} in line ${first.line} ${more} not`;
-  return [reason, `${HINTS[first.form]}correct ${others === 1 ? 'it' : 'them'}`];
+  return [reason, `${hintOf(first)}correct ${others === 1 ? 'it' : 'them'}`];
 }
 
 function dressedNumbers(profile: ColumnProfile, given: number): [string, string] {
   const first = firstOdd(profile);
   const others = given - profile.numberCount;
   const reason = `it has numbers in another notation: ${quotedText(first.text)} in line ${first.line}${others > 1 ? `, the first of ${groups(others)}` : ''}`;
-  return [reason, `${HINTS[first.form]}write them as 1234.5`];
+  return [reason, `${hintOf(first)}write them as 1234.5`];
 }
 
-const HINTS: Readonly<Record<CellForm, string>> = {
+/** What may be done about a cell that is not a number. */
+function hintOf({ form, text }: ReturnType<typeof firstOdd>): string {
+  if (form !== 'grouped' && form !== 'decimalComma') return HINTS[form];
+  const ways = readableForms(text).map(({ form: { decimal, thousands }, value }) => {
+    const marks = [
+      ...(decimal === ',' ? ['--decimal', ','] : []),
+      ...(thousands === undefined ? [] : ['--thousands', thousands]),
+    ];
+    return `${shellCommand(...marks)} reads it as ${value}`;
+  });
+  if (ways.length > 0) return `${ways.join(', ')}; otherwise `;
+  return /^[(−]/.test(text) ? 'write negative numbers with a hyphen, as -2; ' : '';
+}
+
+const HINTS: Readonly<Record<Exclude<CellForm, 'grouped' | 'decimalComma'>, string>> = {
   date: '',
   money: 'remove the currency; ',
   percent: 'remove the percent sign; ',
-  grouped: '--thousands , reads a comma between thousands; otherwise ',
-  decimalComma: '--decimal , reads a decimal comma; otherwise ',
   unit: 'remove the unit; ',
   code: '',
   infinite: 'a model cannot learn from infinite numbers; ',

@@ -30,7 +30,7 @@ import {
   LOGITS,
   minibatchSize,
   QUANTITY_RULES,
-  quantityLayers,
+  quantityCode,
   SEARCH,
   testShare,
   VALIDATION_SHARE,
@@ -333,7 +333,7 @@ async function textTableDraft(
       ...Object.entries(reading).map(([option, value]) => `${option}: ${code(value)},`),
     ],
     title: `${comment(target.name)} from the words of ${comment(text.name)} in ${comment(basename(data))}.`,
-    quantity: task === 'regression' ? quantityLayers(target) : null,
+    quantity: task === 'regression' ? quantityCode(target) : null,
     notes: [
       `${data}: ${groups(table.count)} examples; predicts ${target.name} (${task}) from the words of column ${quotedText(text.name)}${taskNote(target, task, request)}`,
       ...(task === 'classification' ? classNotes(target, data) : []),
@@ -511,7 +511,7 @@ interface TableParts {
 function tableSource(parts: TableParts): string {
   const { request, table, target, task } = parts;
   const name = comment(target.name);
-  const isClasses = task === 'classification';
+  const quantity = task === 'regression' ? quantityCode(target) : null;
   const reader = table.isParquet ? 'parquetSource' : 'loadCsv';
   return `import { resolve } from 'node:path';
 import { defineExperiment, ${reader} } from 'downpour';
@@ -530,15 +530,15 @@ ${loadOptions(parts).join('\n')}
     args.tf.sequential({
       layers: [
         ...layers.hidden(args, { units: 64 }),
-${isClasses ? LOGITS : quantityLayers(target)}
+${quantity?.layers ?? LOGITS}
       ],
     }),
-${isClasses ? `  loss: 'softmaxCrossEntropy',` : `  loss: 'meanSquaredError',\n  // In ${target.unit === null ? `the unit of ${name}` : comment(target.unit)}.\n  error: (targets, predictions) => targets.sub(predictions).abs().mean(),`}
+${quantity?.loss ?? `  loss: 'softmaxCrossEntropy',`}
 
   config: {
     minibatchSize: ${minibatchSize(trainableRows(table.count - target.missing, request))},
     learningRate: 0.005,
-${isClasses ? CLASS_RULES : QUANTITY_RULES}
+${quantity ? QUANTITY_RULES : CLASS_RULES}
     epochsMax: 200,
   },
 

@@ -4,7 +4,14 @@ import { readTextFile } from '../../worker/data/texts/text-files.ts';
 import { findTexts } from '../../worker/data/texts/text-folder.ts';
 import { unitsOf } from '../../worker/data/texts/units.ts';
 import { groups } from '../output/progress.ts';
-import { CLASS_RULES, type Draft, QUANTITY_RULES, testShare, VALIDATION_SHARE } from './draft.ts';
+import {
+  CLASS_RULES,
+  type Draft,
+  QUANTITY_RULES,
+  type QuantityCode,
+  testShare,
+  VALIDATION_SHARE,
+} from './draft.ts';
 import { code, comment } from './source.ts';
 
 /** Experiments for texts: language models, and classes or quantities of whole texts. */
@@ -169,8 +176,8 @@ export interface WholeTexts {
   readonly options: readonly string[];
   /** What is predicted, for the comment. */
   readonly title: string;
-  /** Code of the last layers of a quantity; null: classes. */
-  readonly quantity: string | null;
+  /** Null: classes. */
+  readonly quantity: QuantityCode | null;
   /** Parts that the files have already. */
   readonly parts: readonly string[];
   readonly testFraction: number | undefined;
@@ -234,14 +241,10 @@ ${isLarge ? tableSource('VOCABULARY', 32) : ''}
       layers: [
 ${words.map((line) => `        ${line}`).join('\n')}
         args.tf.layers.dropout({ rate: Number(args.hyperparameters.dropout ?? 0.3) }),
-${quantity ?? LOGITS_OF_CLASSES}
+${quantity?.layers ?? LOGITS_OF_CLASSES}
       ],
     }),
-${
-  quantity === null
-    ? `  loss: 'softmaxCrossEntropy',`
-    : `  loss: 'meanSquaredError',\n  // In the unit of the target.\n  error: (targets, predictions) => targets.sub(predictions).abs().mean(),`
-}
+${quantity?.loss ?? `  loss: 'softmaxCrossEntropy',`}
 
   config: {
     minibatchSize: ${minibatch},

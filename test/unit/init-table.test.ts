@@ -128,8 +128,30 @@ describe('init on numbers with a slip', () => {
     ['currency', (row) => `$${100 + row}`, `'$100' in line 2, the first of 60`, 'currency'],
     ['currency in few kinds', (row) => `€ ${100 + (row % 3)}`, `'€ 100' in line 2`, 'currency'],
     ['a currency behind', (row) => `${noise(4)(row)} EUR`, `in line 2`, 'currency'],
-    ['thousands', (row) => `${1 + row},000`, `'1,000' in line 2`, 'thousands'],
-    ['thousands with points', (row) => `1.${200 + row}.000`, `'1.200.000' in line 2`, 'thousands'],
+    [
+      'thousands',
+      (row) => `${1 + row},000`,
+      `'1,000' in line 2`,
+      '--decimal , reads it as 1, --thousands , reads it as 1000; otherwise',
+    ],
+    [
+      'thousands with points',
+      (row) => `1.${200 + row}.000`,
+      `'1.200.000' in line 2`,
+      '--decimal , --thousands . reads it as 1200000; otherwise',
+    ],
+    [
+      'thousands with points, and a decimal comma',
+      (row) => `1.${200 + row},50`,
+      `'1.200,50' in line 2`,
+      '--decimal , --thousands . reads it as 1200.5; otherwise',
+    ],
+    [
+      'thousands with apostrophes',
+      (row) => `1'${200 + row}`,
+      `'1'200' in line 2`,
+      `--thousands ''\\''' reads it as 1200; otherwise`,
+    ],
     ['several units', (row) => `${noise(4)(row)} ${row % 2 ? 'kg' : 'lb'}`, 'in line 2', 'unit'],
     ['percentages', (row) => `${noise(4)(row)}%`, 'in line 2', 'percent'],
     ['percentages in few kinds', (row) => `${10 * (row % 3)} %`, `'0 %' in line 2`, 'percent'],
@@ -137,7 +159,7 @@ describe('init on numbers with a slip', () => {
       'losses in brackets',
       (row) => (row % 2 ? `(${1 + row})` : 5 + row),
       `'(2)' in line 3`,
-      'thousands',
+      'write negative numbers with a hyphen',
     ],
     ['a decimal comma', (row) => `${row},5`, `'0,5' in line 2`, '--decimal ,'],
     ['codes', (row) => `0${1000 + row}`, `codes that begin with a 0 (line 2: '01000')`, ''],
@@ -414,6 +436,24 @@ describe('init on a target', () => {
   ])('tells classes from quantities: %s', async (_, at, task) => {
     const said = await init(table({ x: quantity.x, z: quantity.z, y: at }));
     expect(said).toContain(`predicts y (${task})`);
+  });
+
+  test('measures the loss in deviations where the square of the target is too small or too large', async () => {
+    for (const [times, size] of [
+      [1e-9, 'small'],
+      [1e9, 'large'],
+    ] as const) {
+      const scaled = { ...quantity, price: (row: number) => times * quantity.price(row) };
+      expect(await init(table(scaled))).toMatch(
+        new RegExp(
+          `are too ${size}\\.\\n  loss: \\(targets, predictions\\) => .*div\\([\\d.e-]+\\)`,
+        ),
+      );
+    }
+    for (const times of [0.01, 1, 1e4]) {
+      const usual = { ...quantity, price: (row: number) => times * quantity.price(row) };
+      expect(await init(table(usual))).toContain("loss: 'meanSquaredError',");
+    }
   });
 
   test('says how to choose the other task where numbers leave it open', async () => {

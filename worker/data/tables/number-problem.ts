@@ -8,21 +8,30 @@ export function numberProblem(
   role: keyof typeof OTHERWISE = 'input',
 ): string {
   const seen = `'${shown(text)}'`;
-  const forms: NumberForm[] = [
-    { decimal: '.' },
-    { decimal: ',' },
-    ...[',', ' ', "'"].map((thousands): NumberForm => ({ decimal: '.', thousands })),
-    ...['.', ' ', "'"].map((thousands): NumberForm => ({ decimal: ',', thousands })),
-  ];
-  const ways: string[] = [];
-  for (const other of forms) {
-    const value = numberReader(other)(text);
-    const way = `reads it as ${value}`;
-    if (Number.isNaN(value) || ways.some((known) => known.endsWith(way))) continue;
-    ways.push(`\`${formText(other, form)}\` ${way}`);
-  }
+  const ways = readableForms(text).map(
+    ({ form: other, value }) => `\`${formText(other, form)}\` reads it as ${value}`,
+  );
   if (ways.length > 0) return `${seen} is not a number: ${ways.join(', ')}`;
   return `${seen} ${PROBLEMS[formOf(text)](text, OTHERWISE[role])}`;
+}
+
+const FORMS: readonly NumberForm[] = [
+  { decimal: '.' },
+  { decimal: ',' },
+  ...[',', ' ', "'"].map((thousands): NumberForm => ({ decimal: '.', thousands })),
+  ...['.', ' ', "'"].map((thousands): NumberForm => ({ decimal: ',', thousands })),
+];
+
+/** The forms in which a text is a number: of those that give the same number, the first. */
+export function readableForms(
+  text: string,
+): readonly { readonly form: NumberForm; readonly value: number }[] {
+  const found = new Map<number, NumberForm>();
+  for (const form of FORMS) {
+    const value = numberReader(form)(text);
+    if (!Number.isNaN(value) && !found.has(value)) found.set(value, form);
+  }
+  return [...found].map(([value, form]) => ({ form, value }));
 }
 
 /** What else the column may be. */
