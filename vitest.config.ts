@@ -28,6 +28,15 @@ const deps = {
   optimizer: { ssr: { enabled: true, include: ['typebox', 'typebox/compile', 'typebox/value'] } },
 };
 
+/** Threads and processes of system tests start from the build: see the file that takes the place of another one. */
+const BUILT_FILES = fileURLToPath(new URL('test/support/built-files.ts', import.meta.url));
+const builtFiles = {
+  name: 'built-files',
+  enforce: 'pre' as const,
+  resolveId: (source: string, importer?: string) =>
+    /\/own-files\.ts$/.test(source) && importer !== BUILT_FILES ? BUILT_FILES : null,
+};
+
 /** By itself Vitest leaves a processor to its main thread, which does little: of two, one would be idle. */
 const maxWorkers = Math.max(2, availableParallelism() - 1);
 
@@ -49,6 +58,7 @@ export default defineConfig({
       },
       {
         resolve,
+        plugins: [builtFiles],
         test: {
           name: 'system',
           deps,

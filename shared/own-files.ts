@@ -10,8 +10,14 @@ export const IS_BUILT = !new URL(import.meta.url).pathname.endsWith('.ts');
 export const ROOT = new URL('../', import.meta.url);
 
 /**
- * A module that is loaded by its address: by a thread, by a process, by an experiment.
+ * A module that is loaded by its address, by an experiment as a rule.
  * @param name of its file in `dist/`, without the ending. @param source where it lies in a checkout.
  */
 export const ownModule = (name: string, source: URL): URL =>
   IS_BUILT ? new URL(`dist/${name}.js`, ROOT) : source;
+
+/** A module that a thread or a process begins with; in system tests the one of the build, by `test/support/built-files.ts`. */
+export const ownEntry: typeof ownModule = ownModule;
+
+/** The command's program; in system tests the one of the build. */
+export const OWN_COMMAND = new URL('bin/downpour.js', ROOT);

@@ -12,8 +12,8 @@ declare module 'vitest' {
 }
 
 /**
- * Builds the package of these sources once, for system tests that start commands: of a checkout each process would read the
- * TypeScript anew, and a server starts in a third of the time.
+ * Builds the package of these sources once, for all that system tests start, by themselves or by way of our own code (see
+ * support/built-files.ts): of a checkout each process would read the TypeScript anew, and a server starts in a third of the time.
  */
 export default function setup({ provide }: TestProject): () => void {
   const folder = mkdtempSync(join(tmpdir(), 'downpour-built-'));

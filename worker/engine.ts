@@ -7,7 +7,7 @@ import util from 'node:util';
 import * as tf from '@tensorflow/tfjs-core';
 import * as layers from '@tensorflow/tfjs-layers';
 import { DownpourError, errorText } from '../shared/errors.ts';
-import { IS_BUILT, ownModule } from '../shared/own-files.ts';
+import { ownEntry } from '../shared/own-files.ts';
 import {
   type Adapter,
   describeAdapter,
@@ -386,7 +386,7 @@ interface ChildEnd {
 }
 
 function runChild(name: EngineName, options: EngineOptions): Promise<ChildEnd> {
-  const own = ownModule('engine', new URL(import.meta.url)).href;
+  const own = ownEntry('engine', new URL(import.meta.url)).href;
   const script = `
     import { openEngine } from ${JSON.stringify(own)};
     const tell = (row) => process.stdout.write(${JSON.stringify(PROBE_MARK)} + JSON.stringify(row), () => process.exit(0));
@@ -396,7 +396,7 @@ function runChild(name: EngineName, options: EngineOptions): Promise<ChildEnd> {
     } catch (error) {
       tell({ name: ${JSON.stringify(name)}, available: false, why: error.message, versions: {} });
     }`;
-  const loader = IS_BUILT ? [] : ['--import', createRequire(own).resolve('tsx')];
+  const loader = own.endsWith('.ts') ? ['--import', createRequire(own).resolve('tsx')] : [];
   const child = spawn(
     process.execPath,
     [...loader, '--input-type=module', '--eval', script],

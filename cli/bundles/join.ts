@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { resolve } from 'node:path';
 import type { JoinPageFiles } from '../../server/http/join.ts';
 import { DownpourError, type ErrorCode } from '../../shared/errors.ts';
-import { ownModule } from '../../shared/own-files.ts';
+import { ownEntry } from '../../shared/own-files.ts';
 import { openScratch } from '../scratch.ts';
 import type { BundleManifest, BundleOptions } from './join-bundle.ts';
 
@@ -45,7 +45,7 @@ async function inProcess(
   log: (line: string) => void,
 ): Promise<BundleManifest> {
   const tokens = /^DOWNPOUR_.*TOKEN/;
-  const child = fork(ownModule('join-program', new URL('join-program.js', import.meta.url)), {
+  const child = fork(ownEntry('join-program', new URL('join-program.js', import.meta.url)), {
     // What an experiment prints is no fact of ours.
     stdio: ['ignore', 2, 2, 'ipc'],
     env: Object.fromEntries(Object.entries(process.env).filter(([name]) => !tokens.test(name))),

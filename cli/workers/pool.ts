@@ -3,12 +3,12 @@ import { createInterface } from 'node:readline';
 import { setTimeout as wait } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { DownpourError, ERRORS, type ErrorCode, isLasting } from '../../shared/errors.ts';
-import { ROOT } from '../../shared/own-files.ts';
+import { OWN_COMMAND } from '../../shared/own-files.ts';
 import { Said } from '../../shared/said.ts';
 
 /** Worker processes on this machine, started again when they crash. */
 
-const PROGRAM = fileURLToPath(new URL('bin/downpour.js', ROOT));
+const PROGRAM = fileURLToPath(OWN_COMMAND);
 
 /** Pauses before a crashed worker is started again: doubled from the first to the last. */
 const BACKOFF_MS = { first: 1_000, last: 30_000 } as const;

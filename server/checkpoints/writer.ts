@@ -8,7 +8,7 @@ import {
   writeCheckpoint,
 } from '../../files/checkpoint.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../../shared/errors.ts';
-import { ownModule } from '../../shared/own-files.ts';
+import { ownEntry } from '../../shared/own-files.ts';
 
 /**
  * Checkpoints are hashed, written and pruned by a thread of their own, so that no push waits for it: a gigabyte
@@ -16,7 +16,7 @@ import { ownModule } from '../../shared/own-files.ts';
  * the thread; what is streamed passes on piece by piece, the next one when the last is on disk.
  */
 
-const THREAD = ownModule('checkpoint-thread', new URL('thread.js', import.meta.url));
+const THREAD = ownEntry('checkpoint-thread', new URL('thread.js', import.meta.url));
 
 type Pruned = Parameters<typeof pruneCheckpoints>[1];
 

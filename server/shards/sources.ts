@@ -3,7 +3,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import { DownpourError } from '../../shared/errors.ts';
 import type { ShardAddress } from '../../shared/message-fields.ts';
-import { ownModule } from '../../shared/own-files.ts';
+import { ownEntry } from '../../shared/own-files.ts';
 import type { TokenSources } from '../access/access.ts';
 import type { TlsFiles } from '../access/tls.ts';
 import type { StateStore } from '../store/state-store.ts';
@@ -26,7 +26,7 @@ export interface FoundShard {
   readonly url: string;
 }
 
-const THREAD = ownModule('shard-thread', new URL('thread.js', import.meta.url));
+const THREAD = ownEntry('shard-thread', new URL('thread.js', import.meta.url));
 const FIND_MS = 500;
 /** A thread that is to end and does not is ended. */
 const THREAD_END_MS = 5_000;

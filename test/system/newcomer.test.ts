@@ -2,6 +2,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { FIXTURES } from '../support/cluster.ts';
 import { ROOT } from '../support/deployment.ts';
 import {
   Newcomer,
@@ -10,7 +11,7 @@ import {
   OTHER_NODES,
 } from '../support/newcomer.ts';
 
-// What somebody does who has just cloned the project. package.test.ts has who installs it, with other lines of Node.js.
+// What somebody does who has just cloned the project: all its processes and threads run the sources. package.test.ts has who installs it, with other lines of Node.js.
 
 let newcomer: Newcomer;
 beforeAll(() => {
@@ -70,6 +71,26 @@ test('npm start passes its arguments on and prints the result', async () => {
   }
   const files = /final checkpoint: (\S+)/.exec(npmStart.text())!;
   expect(existsSync(join(ROOT, files[1]!))).toBe(true);
+});
+
+test('a server of a checkout has its shards in threads and the page that browsers train with', async () => {
+  const args = [
+    '--port',
+    '0',
+    '--json',
+    '--shards',
+    '2',
+    '--join',
+    join(FIXTURES, 'few-digits.ts'),
+  ];
+  const serving = downpour('serve', ...args, '--state', 'shards');
+  const { url } = await serving.until(({ event }) => event === 'listening');
+  expect(serving.text()).toMatch(/2 shards.*127\.0\.0\.1:\d+/);
+  for (const path of ['/join', '/join/files/worker.js', '/join/files/few-digits.data']) {
+    expect((await fetch(url + path)).status, path).toBe(200);
+  }
+  serving.child.kill('SIGTERM');
+  expect(await serving.code, serving.text()).toBe(0);
 });
 
 const DIVERGING = `

@@ -1,6 +1,6 @@
 import { type FileHandle, open } from 'node:fs/promises';
 import { LIMITS } from '../../shared/limits.ts';
-import { ownModule } from '../../shared/own-files.ts';
+import { ownEntry } from '../../shared/own-files.ts';
 import { corrupt, isGzip, unreadable } from './files.ts';
 import { ThreadPool } from './thread-pool.ts';
 
@@ -41,7 +41,7 @@ type ReadAnswer =
  * would take 40 µs of it.
  */
 const readers = new ThreadPool<ReadTask, ReadAnswer>({
-  module: ownModule('read-thread', new URL('./reads/thread.js', import.meta.url)),
+  module: ownEntry('read-thread', new URL('./reads/thread.js', import.meta.url)),
   count: 1,
   work: 'reads files',
   execArgv: [],

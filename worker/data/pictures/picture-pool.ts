@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os';
-import { ownModule } from '../../../shared/own-files.ts';
+import { ownEntry } from '../../../shared/own-files.ts';
 import { ThreadPool } from '../thread-pool.ts';
 import type { PictureTask } from './decode-pictures.ts';
 
@@ -17,7 +17,7 @@ export class PicturePool {
 
   /** @param count of threads; default: one less than there are cores, 1 to 4 */
   constructor(count = Math.min(THREADS_MAX, Math.max(1, availableParallelism() - 1))) {
-    const module = ownModule('picture-thread', new URL('./thread.js', import.meta.url));
+    const module = ownEntry('picture-thread', new URL('./thread.js', import.meta.url));
     this.#threads = new ThreadPool({ module, count, work: 'decodes pictures' });
   }
 
