@@ -13,7 +13,8 @@ import type { GivenNumbers } from '../worker/data/numbers.ts';
 import { packData } from '../worker/data/packed.ts';
 import { experimentName, type LossName } from '../worker/experiment.ts';
 import { isLibraryClass, type LayersModel, tf } from '../worker/tf.ts';
-import { type TrainingResult, type TrainOptions, train } from './train.ts';
+import { mustBeOptions } from './options.ts';
+import { TRAIN_OPTIONS, type TrainingResult, type TrainOptions, train } from './train.ts';
 
 /** For programs that have a compiled model and arrays: what `model.fit` would train, by many workers. */
 
@@ -56,6 +57,11 @@ export interface TrainOnOptions extends Omit<TrainOptions, 'data' | 'name'> {
   readonly validationSplit?: number;
 }
 
+const OPTIONS = [
+  ...['epochs', 'batchSize', 'validationSplit'],
+  ...TRAIN_OPTIONS.filter((name) => name !== 'data' && name !== 'name'),
+];
+
 /** What a loss of `compile` is here, and the activation of the model's end that is part of it. */
 const LOSSES: Readonly<Record<string, { loss: LossName; end: 'softmax' | 'sigmoid' | null }>> = {
   categoricalCrossentropy: { loss: 'softmaxCrossEntropy', end: 'softmax' },
@@ -77,11 +83,14 @@ export async function trainOn(
   data: DataOn,
   options: TrainOnOptions = {},
 ): Promise<TrainingResult> {
+  mustBeOptions('trainOn', options, OPTIONS);
   const { epochs, batchSize = 32, validationSplit, config = {}, ...rest } = options;
   const model = ours(given);
   const { name: lossName, loss, end } = lossOf(model);
   const { modelTopology, weightSpecs, weightData } = await artifactsOf(model);
-  if (end !== null) openEnd(modelTopology as Topology, end, lossName);
+  if (end !== null) {
+    openEnd(modelTopology as Topology, end, lossName, model.outputs[0]!.shape.length - 1);
+  }
   const classCount = end === 'softmax' ? model.outputs[0]!.shape.at(-1)! : null;
   const packed = Buffer.concat(packData(dataOf(givenOf(data, lossName, classCount))));
   const { folder, remove } = await openScratch('trained');
@@ -214,8 +223,16 @@ interface LayerTopology {
   readonly config: { name?: string; activation?: string; axis?: number };
 }
 
-/** The losses have the softmax or the sigmoid inside, where nothing overflows: the end of the model becomes linear. */
-function openEnd({ config }: Topology, end: 'softmax' | 'sigmoid', loss: string): void {
+/**
+ * The losses have the softmax or the sigmoid inside, where nothing overflows: the end of the model becomes linear.
+ * @param last axis of the output. That of a layer `softmax` is 1 if none is given.
+ */
+function openEnd(
+  { config }: Topology,
+  end: 'softmax' | 'sigmoid',
+  loss: string,
+  last: number,
+): void {
   const name = config.output_layers?.[0]?.[0];
   const layer =
     name === undefined
@@ -225,7 +242,7 @@ function openEnd({ config }: Topology, end: 'softmax' | 'sigmoid', loss: string)
   else if (
     layer.class_name === 'Softmax' &&
     end === 'softmax' &&
-    (layer.config.axis ?? -1) === -1
+    [-1, last].includes(layer.config.axis ?? 1)
   ) {
     layer.class_name = 'Activation';
     layer.config.activation = 'linear';

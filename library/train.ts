@@ -62,7 +62,7 @@ export interface TrainOptions {
   readonly engine?: EngineName;
 }
 
-const OPTIONS = [
+export const TRAIN_OPTIONS: readonly string[] = [
   ...['workers', 'config', 'signal', 'onProgress', 'log', 'run', 'name'],
   ...['state', 'server', 'token', 'data', 'engine'],
 ];
@@ -104,7 +104,7 @@ export async function train(
   options: TrainOptions = {},
 ): Promise<TrainingResult> {
   const { workers = 0 } = options;
-  mustBeOptions('train', options, OPTIONS);
+  mustBeOptions('train', options, TRAIN_OPTIONS);
   if (!Number.isInteger(workers) || workers < 0 || workers > LIMITS.workerCountMax) {
     throw new DownpourError(
       'DP_USAGE',

@@ -286,6 +286,42 @@ describe('the plugin', () => {
 });
 
 describe('trainOn', () => {
+  test('names its own options where one is unknown', async () => {
+    const data = { inputs: [[0]], targets: [[0]] };
+    for (const [wrong, says] of [
+      [{ classWeight: { 0: 2 } }, /^trainOn has no option 'classWeight'; .*epochs, batchSize/],
+      [{ epoch: 3 }, /did you mean 'epochs'/],
+    ] as const) {
+      await expect(trainOn(compiled(), data, wrong as never)).rejects.toThrow(says);
+    }
+  });
+
+  test.each([
+    ['a dense layer', [layers.dense({ units: 3, inputShape: [2], activation: 'softmax' })]],
+    ['a layer of its own', [layers.dense({ units: 3, inputShape: [2] }), layers.softmax()]],
+    [
+      'one with its axis',
+      [layers.dense({ units: 3, inputShape: [2] }), layers.softmax({ axis: -1 })],
+    ],
+    [
+      'an activation',
+      [layers.dense({ units: 3, inputShape: [2] }), layers.activation({ activation: 'softmax' })],
+    ],
+  ])('takes a softmax at the end: %s', async (_, own) => {
+    const model = sequential({ layers: own });
+    model.compile({ optimizer: 'adam', loss: 'sparseCategoricalCrossentropy' });
+    const data = {
+      inputs: [
+        [0, 1],
+        [1, 0],
+      ],
+      targets: [0, 1],
+    };
+    // What it refuses is refused before the signal is looked at.
+    const signal = AbortSignal.abort(new Error('not today'));
+    await expect(trainOn(model, data, options({ signal }))).rejects.toThrow('not today');
+  });
+
   test('trains on the numbers that model.fit takes: booleans are 0 and 1, and bytes are refused', async () => {
     const count = 60;
     const bits = Array.from({ length: count }, (_, i) => [i % 2 === 0]);
