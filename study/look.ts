@@ -225,9 +225,18 @@ function classAdvice(
   if (wrong.length === 0) return [...parts, `All ${answers.count} answers are right.`];
   const share = wrong.length / answers.count;
   const sure = wrong.filter(({ confidence }) => (confidence ?? 0) > 0.9);
+  // Frequencies of the classes in these very answers: a guess that knows them.
+  const sizes = confusion.map((row) => row.reduce((a, b) => a + b, 0));
+  const most = sizes.indexOf(Math.max(...sizes));
+  const guessed = answers.count - sizes[most]!;
   parts.push(
     `${wrong.length} of ${answers.count} answers are wrong (${percent(share)}), ${sure.length} of these with more than 90 % confidence.`,
   );
+  if (present.length > 1 && wrong.length >= guessed) {
+    parts.push(
+      `The answer ${className(most, classes)} to all of them would be wrong ${wrong.length === guessed ? 'as often' : `less often (${percent(guessed / answers.count)})`}: by its error the model is no better than that. Its probabilities may still be of use: compare the log loss, or the metric 'auc', with that of a guess.`,
+    );
+  }
   const pairs = confusion
     .flatMap((row, i) => row.map((count, j) => ({ i, j, count })))
     .filter(({ i, j, count }) => i !== j && count > 1)

@@ -105,6 +105,23 @@ describe('a look at answers', () => {
     );
   });
 
+  test('says where one answer to all would be as good, and nothing of it elsewhere', () => {
+    const rare = (found: number) =>
+      Array.from({ length: 100 }, (_, i) => ({
+        truth: i < 5 ? 1 : 0,
+        answer: i < found ? 1 : 0,
+        logit: 1,
+      }));
+    expect(look(answersOf(rare(0)), ['no', 'yes', 'other']).advice).toContain(
+      'The answer no to all of them would be wrong as often',
+    );
+    expect(look(answersOf(rare(1))).advice).not.toContain('to all of them');
+    const worse = rare(0).map((each, i) => (i > 90 ? { ...each, answer: 2 } : each));
+    expect(look(answersOf(worse)).advice).toContain('would be wrong less often (5.00 %)');
+    const single = Array.from({ length: 20 }, () => ({ truth: 0, answer: 1, logit: 1 }));
+    expect(look(answersOf(single)).advice).not.toContain('to all of them');
+  });
+
   test('advises refusing only where confidence tells errors from right answers', () => {
     const unsure = look(answersOf([...right(200), ...wrong(9, 0.2)])).advice;
     expect(unsure).toContain('`downpour refuse`');
