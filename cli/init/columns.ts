@@ -198,6 +198,32 @@ function isOneMoreKind(profile: ColumnProfile, given: number): boolean {
   );
 }
 
+/** A number that stands for a missing value, as −999 among ages. */
+export interface StrayNumber {
+  readonly value: number;
+  readonly rows: number;
+  /** The range of all others. */
+  readonly low: number;
+  readonly high: number;
+}
+
+/**
+ * Nines that come again and again at one end of a column, further from all other values than these are from each other.
+ * @returns null: there are none.
+ */
+export function strayNumber(profile: ColumnProfile): StrayNumber | null {
+  const values = Float64Array.from(presentNumbers(profile)).sort();
+  for (const value of [values[0]!, values.at(-1)!]) {
+    if (!/^-?99+$/.test(String(value))) continue;
+    const others = values.filter((other) => other !== value);
+    const rows = values.length - others.length;
+    const [low, high] = [others[0]!, others.at(-1)!];
+    const apart = value < low ? low - value : value - high;
+    if (rows > 1 && high > low && apart > high - low) return { value, rows, low, high };
+  }
+  return null;
+}
+
 /** The first cell that is not a number, how many there are, and what may be done. */
 function slips(profile: ColumnProfile, given: number): [string, string] {
   const { numberCount } = profile;

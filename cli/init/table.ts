@@ -23,6 +23,7 @@ import {
   judgeColumn,
   presentNumbers,
   quotedText,
+  strayNumber,
 } from './columns.ts';
 import {
   CLASS_RULES,
@@ -110,6 +111,7 @@ export async function tableDraft(request: TableRequest, answers: Interview): Pro
     ...(task === 'classification' ? classNotes(target.profile, data) : []),
     ...readingNotes,
     ...targetGapNotes(target.profile),
+    ...(task === 'regression' ? strayNotes(target.profile) : []),
     ...inputNotes,
     ...sizeNotes(table.count - target.profile.missing),
   ];
@@ -117,6 +119,15 @@ export async function tableDraft(request: TableRequest, answers: Interview): Pro
     source: tableSource({ request, reading, table, target: target.profile, task, inputs }),
     notes,
   };
+}
+
+function strayNotes(profile: ColumnProfile): string[] {
+  const stray = strayNumber(profile);
+  if (stray === null) return [];
+  const { value, rows, low, high } = stray;
+  return [
+    `column ${quotedText(profile.name)} has ${value} in ${groups(rows)} rows, and other values from ${low} to ${high}: if ${value} means a missing value, add missing: 'mean', missingTexts: ['${value}']`,
+  ];
 }
 
 function targetGapNotes({ name, missing }: ColumnProfile): string[] {
@@ -443,6 +454,7 @@ function chooseInputs(
   for (const { name, unit } of numbers) {
     if (unit !== null) notes.push(`column ${quotedText(name)} has numbers in ${unit}`);
   }
+  notes.push(...numbers.flatMap(strayNotes));
   const hashSize = hashSizeOf(table.count);
   for (const { name } of dates) {
     notes.push(`column ${quotedText(name)} has dates, which become year, month, day and weekday`);

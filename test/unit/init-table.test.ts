@@ -351,6 +351,33 @@ describe('init on columns that say nothing, or too much', () => {
     expect(said.includes('lacks 8 of 60 values')).toBe(String(option).includes('missing'));
   });
 
+  test('names a number that may mean a missing value, and no other', async () => {
+    const said = (age: (row: number) => unknown) => init(table({ ...quantity, age }, 60));
+    const ages = (row: number) => 20 + (row % 37);
+    for (const code of [-999, 9999, -99]) {
+      const stray = await init(
+        table({ age: (row) => (row % 20 === 3 ? code : ages(row)), ...quantity }),
+      );
+      expect(stray).toContain(
+        `column 'age' has ${code} in 3 rows, and other values from 20 to 56: if ${code} means a missing value, add missing: 'mean', missingTexts: ['${code}']`,
+      );
+    }
+    expect(
+      await init(
+        table({ ...quantity, price: (row) => (row % 20 === 3 ? -999 : quantity.price(row)) }),
+      ),
+    ).toContain("column 'price' has -999 in 3 rows");
+    for (const usual of [
+      ages,
+      (row: number) => (row === 7 ? 999 : ages(row)),
+      (row: number) => (row % 20 === 3 ? 99 : 60 + (row % 37)),
+      (row: number) => (row % 20 === 3 ? 1000 : ages(row)),
+      (row: number) => 999 + (row % 2),
+    ]) {
+      expect(await said(usual)).not.toContain('means a missing value');
+    }
+  });
+
   test('leaves a column out that nearly always lacks its value, and days in no clear order', async () => {
     const sparse = await init(
       table({ x: quantity.x, odd: (row) => (row === 5 ? 1 : ''), price: quantity.price }),
