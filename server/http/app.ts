@@ -6,6 +6,7 @@ import swagger from '@fastify/swagger';
 import Fastify, {
   type FastifyError,
   type FastifyInstance,
+  type FastifyReply,
   type FastifyRequest,
   type FastifySchemaCompiler,
   type FastifyServerOptions,
@@ -22,7 +23,7 @@ import { type AccessLimits, Door, type HostApp, isRead, roleFor } from './door.t
 import type { JoinPageFiles } from './join.ts';
 import { addPages } from './pages.ts';
 import { RequestCosts } from './request-cost.ts';
-import { OPENAPI } from './route.ts';
+import { OPENAPI, withErrors } from './route.ts';
 import { addRoutes, type RoutesOptions } from './routes.ts';
 import { acceptWorkers, isWebSocket, SOCKETS, serveAsItIs, type Upgrade } from './upgrade.ts';
 
@@ -70,6 +71,16 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     keepAliveTimeout: LIMITS.keepAliveMs,
     forceCloseConnections: true,
     clientErrorHandler: answerBroken,
+    // Longer names are refused where all wrong names are.
+    routerOptions: { maxParamLength: LIMITS.requestHeaderBytesMax },
+    // Of what is no address: neither a route nor a hook sees it.
+    frameworkErrors: (error, _, reply) => {
+      const code = 'DP_BODY_INVALID';
+      const message = `${error.message.slice(0, 300)}: write each % of a path as %25`;
+      coordinator.reports.countError(code);
+      const answer = reply as FastifyReply;
+      return answer.headers(headersOf(options)).code(ERRORS[code].http).send({ code, message });
+    },
   });
   const places = new SocketPlaces(app.server, limits.sockets, () =>
     coordinator.reports.countError('DP_LIMIT'),
@@ -81,6 +92,12 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   });
   return app;
 }
+
+/** Of each answer. */
+const headersOf = ({ tls = null }: AppOptions) => ({
+  ...SECURITY_HEADERS,
+  ...(tls ? STRICT_TRANSPORT : {}),
+});
 
 const limitsOf = (options: AppOptions): AccessLimits => ({
   ...LIMITS,
@@ -117,12 +134,12 @@ export async function addParameterServer(
     host = null,
   }: { readonly places?: SocketPlaces | null; readonly host?: HostApp | null },
 ): Promise<Upgrade> {
-  const { coordinator, version, tls = null } = options;
+  const { coordinator, version } = options;
   readBodies(app, host);
   answerErrors(app, options);
   const door = new Door(options, limitsOf(options), host);
   letIn(app, door, {
-    headers: { ...SECURITY_HEADERS, ...(tls ? STRICT_TRANSPORT : {}) },
+    headers: headersOf(options),
     places,
     host,
   });
@@ -150,6 +167,7 @@ function readBodies(app: FastifyInstance, host: HostApp | null): void {
   app.setSerializerCompiler(() => (answer) => JSON.stringify(answer));
   app.addHook('onRoute', (route) => {
     route.bodyLimit ??= LIMITS.bodyBytesMax;
+    if (route.schema) route.schema = { ...route.schema, response: withErrors(route.schema) };
   });
   const parse = app.getDefaultJsonParser('error', 'error');
   // An app may have one of its own.

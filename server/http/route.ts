@@ -38,9 +38,14 @@ export function wantedBy({ archived = 'false', tag, study }: WhichQuery): RunFil
 
 /** @param response by status; @param more of the request: `params`, `querystring`, `body`. */
 export function schema(summary: string, response: object, more: object = {}) {
-  const errors = { '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
-  return { schema: { summary, response: { ...response, ...errors }, ...more } };
+  return { schema: { summary, response, ...more } };
 }
+
+/** What a route answers, and how it fails, for OpenAPI. @param response absent: the answer is no JSON. */
+export function withErrors({ response = NO_JSON }: { readonly response?: unknown }): object {
+  return { ...(response as object), '4xx': ErrorBodySchema, '5xx': ErrorBodySchema };
+}
+const NO_JSON = { 200: { description: 'Default Response' } };
 
 /** A JSON array of runs whose texts are ready. */
 export function textOf(entries: readonly ListEntry[]): string {

@@ -580,6 +580,24 @@ describe('limits', () => {
     });
   });
 
+  test('of addresses: what is none, and names of any length, are refused as all else is', async () => {
+    const { url } = await start({ token: 'o' });
+    const headers = bearer('o');
+    for (const path of [
+      '/runs/%',
+      '/runs/%E0%A4%A',
+      `/runs/${'a'.repeat(5_000)}`,
+      '/studies/%zz',
+    ]) {
+      const response = await fetch(`${url}${path}`, { headers });
+      expect(await response.json(), path).toMatchObject({ code: 'DP_BODY_INVALID' });
+      expect(response.status).toBe(400);
+      expect(response.headers.get('x-content-type-options')).toBe('nosniff');
+    }
+    // Who has no token learns nothing from the length of a name.
+    expect((await ask(`${url}/runs/${'a'.repeat(5_000)}`)).body.code).toBe('DP_UNAUTHORIZED');
+  });
+
   test('of studies: their names, what they are made of, and how large they are', async () => {
     const { url, folder } = await start();
     const put = (name: string, body: object) =>

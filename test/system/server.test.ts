@@ -725,7 +725,15 @@ describe('REST', () => {
 
   test('the OpenAPI document names every route with its answers', async () => {
     const { url } = await start(await folder());
-    const { body } = await request<{ paths: Record<string, object> }>('GET', `${url}/openapi.json`);
+    const { body } = await request<{
+      paths: Record<string, Record<string, { responses: object }>>;
+    }>('GET', `${url}/openapi.json`);
+    for (const [path, methods] of Object.entries(body.paths)) {
+      for (const [method, { responses }] of Object.entries(methods)) {
+        const told = [expect.stringMatching(/^20\d$/), '4XX', '5XX'];
+        expect(Object.keys(responses), `${method} ${path}`).toEqual(told);
+      }
+    }
     expect(Object.keys(body.paths).sort()).toEqual([
       '/bundles/{sha256}',
       '/feed',
