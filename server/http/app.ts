@@ -73,7 +73,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     clientErrorHandler: answerBroken,
     // Longer names are refused where all wrong names are.
     routerOptions: { maxParamLength: LIMITS.requestHeaderBytesMax },
-    // Of what is no address: neither a route nor a hook sees it.
+    // What is no address comes here: neither a route nor a hook sees it.
     frameworkErrors: (error, _, reply) => {
       const code = 'DP_BODY_INVALID';
       const message = `${error.message.slice(0, 300)}: write each % of a path as %25`;
@@ -93,7 +93,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
   return app;
 }
 
-/** Of each answer. */
+/** All answers have them. */
 const headersOf = ({ tls = null }: AppOptions) => ({
   ...SECURITY_HEADERS,
   ...(tls ? STRICT_TRANSPORT : {}),
