@@ -310,6 +310,7 @@ describe('a fork with other settings', () => {
       const { run, fork } = forked(before, after, of);
       const expected = floatsOf(run);
       for (const [i, x] of floatsOf(fork).entries()) expect(x).toBeCloseTo(expected[i]!, 6);
+      expect(fork.reason).toBe('waiting for a worker');
       // Rows that a push changes for the first time go on from there, too.
       const worker = new TableWorker(fork, problem);
       worker.train(() => fork.step >= 3);

@@ -60,6 +60,7 @@ export function openFork(
   vector.mustParameters.kept.adopt(source.parameters, tensors);
   vector.tables?.adopt(source.tables, tensors);
   fields.initialisations = 1;
+  fields.reason = 'waiting for a worker';
 }
 
 /** @throws DownpourError DP_CHECKPOINT_CORRUPT when a tensor is missing or has another size. */
