@@ -51,6 +51,24 @@ for (const kind of ['classes', 'binary'] as const) {
   });
 }
 
+test('a few answers that are all right do not make the model sure of everything', () => {
+  const width = 3;
+  const of = (wrong: number): Answers => {
+    const count = 15;
+    // A logit of 3 for the answer, 0 for the others.
+    const outputs = Float32Array.from({ length: count * width }, (_, i) => (i % width ? 0 : 3));
+    const truths = Int32Array.from({ length: count }, (_, i) => (i < wrong ? 1 : 0));
+    return {
+      ...{ kind: 'classes', count, width, outputs, truths, perExample: 1 },
+      losses: new Float64Array(count),
+    };
+  };
+  const temperature = fitTemperature(of(0));
+  expect(temperature).toBeGreaterThan(0.3);
+  expect(temperature).toBeLessThan(1);
+  expect(logLoss(of(1), temperature)).toBeLessThan(2 * logLoss(of(1), 1));
+});
+
 test('a threshold answers as many as it can at the accuracy wanted, whatever the ties', () => {
   const answer = fc.record({ confidence: fc.integer({ min: 0, max: 20 }), right: fc.boolean() });
   fc.assert(
