@@ -408,7 +408,7 @@ class ActiveServer {
 
   #createCoordinator(keeper: Keeper): Coordinator {
     const { pushLog, limits } = this.#options;
-    this.#pushLog = pushLog === undefined ? null : openPushLog(pushLog);
+    this.#pushLog = pushLog === undefined ? null : openPushLog(pushLog, this.#ground.log);
     return new Coordinator({
       ...{ keeper, shards: this.#pool, pushLog: this.#pushLog },
       ...{ now: this.#now, log: this.#ground.log, runLog: this.#ground.runLog },

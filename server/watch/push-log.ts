@@ -1,5 +1,8 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
+import { diskError } from '../../files/atomic-file.ts';
 import { collects } from '../../shared/consistency.ts';
+import { DownpourError } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
 import type { Run } from '../core/run.ts';
 
 /**
@@ -15,19 +18,41 @@ export interface PushLog {
   close(): void;
 }
 
-/** @param path is appended to. @throws what the file system throws. */
-export function openPushLog(path: string): PushLog {
-  const file = openSync(path, 'a');
+/**
+ * @param path is appended to. @param log is told when it cannot be written: pushes are applied all the same.
+ * @throws DownpourError DP_DISK: it cannot be opened.
+ */
+export function openPushLog(path: string, log: Log): PushLog {
+  let file: number;
+  try {
+    file = openSync(path, 'a');
+  } catch (error) {
+    throw diskError(error, path, 'open');
+  }
+  let missing = 0;
+  const write = (line: string) => {
+    try {
+      // A line that did not fit has left its beginning.
+      writeSync(file, missing > 0 ? `\n${line}\n` : `${line}\n`);
+      if (missing > 0) log(`${path} is written again; ${missing} lines are missing in it`);
+      missing = 0;
+    } catch (error) {
+      const failed = diskError(error, path, 'write');
+      if (!(failed instanceof DownpourError)) throw failed;
+      if (missing++ > 0) return;
+      const { code, message } = failed;
+      log(`the log of pushes is not written, and pushes are applied: ${code} ${message}`, {
+        ...{ level: 'error', code },
+      });
+    }
+  };
   return {
-    began: (run) =>
-      void writeSync(
-        file,
-        `begin ${run.life} ${run.id} ${run.step}${run.collected > 0 ? ` ${run.collected}` : ''}\n`,
-      ),
+    began: ({ life, id, step, collected }) =>
+      write(`begin ${life} ${id} ${step}${collected > 0 ? ` ${collected}` : ''}`),
     applied: (run, worker, sequence) => {
       const kind = collects(run.config.consistency) ? 'take' : 'push';
       const step = run.step + (run.collected > 0 ? 1 : 0);
-      writeSync(file, `${kind} ${run.life} ${run.id} ${step} ${worker} ${sequence}\n`);
+      write(`${kind} ${run.life} ${run.id} ${step} ${worker} ${sequence}`);
     },
     close: () => closeSync(file),
   };

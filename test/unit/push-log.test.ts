@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
@@ -14,7 +14,7 @@ afterEach(() => {
 test('what a run applied is there, line by line, and checks', () => {
   folder = mkdtempSync(join(tmpdir(), 'downpour-'));
   const path = join(folder, 'pushes');
-  const log = openPushLog(path);
+  const log = openPushLog(path, () => {});
   const run = createRun({ epochsMax: 1 });
   log.began(run);
   const worker = new VirtualWorker(run, createProblem());
@@ -63,4 +63,21 @@ test('where several pushes make a step it is there for each of them, and a check
 test('a step that is missing, or that is there twice, is told', () => {
   const log = ['begin 1 r 0', 'push 1 r 1 a/1 1', 'push 1 r 3 a/1 2', 'push 1 r 3 a/1 3'];
   expect(checkPushLog(log.join('\n')).steps).toEqual(['r 3']);
+});
+
+test.runIf(existsSync('/dev/full'))(
+  'a full disk is said once, and keeps no push from being applied',
+  () => {
+    const said: string[] = [];
+    const log = openPushLog('/dev/full', (line) => said.push(line));
+    const run = createRun({ epochsMax: 1 });
+    log.began(run);
+    for (let sequence = 1; sequence < 4; sequence++) log.applied(run, 'w/1', sequence);
+    log.close();
+    expect(said).toEqual([expect.stringContaining('DP_DISK cannot write /dev/full (ENOSPC)')]);
+  },
+);
+
+test('a place where it cannot be is named', () => {
+  expect(() => openPushLog('/nowhere/pushes', () => {})).toThrow('cannot open /nowhere/pushes');
 });
