@@ -1,11 +1,7 @@
 import { mkdir } from 'node:fs/promises';
 import { setTimeout as wait } from 'node:timers/promises';
-import {
-  checkpointFolder,
-  listCheckpoints,
-  readCheckpoint,
-  writeCheckpoint,
-} from '../files/checkpoint.ts';
+import { checkpointFolder, readCheckpoint, writeCheckpoint } from '../files/checkpoint.ts';
+import { listCheckpoints } from '../files/manifest.ts';
 import type { RunState } from '../server/core/run/state.ts';
 import { medianOf } from '../shared/quantile.ts';
 import { findBrowser } from '../test/support/browser.ts';

@@ -10,7 +10,8 @@
 import { readFileSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
 import { parseArgs } from 'node:util';
-import { checkpointFolder, listCheckpoints } from '../files/checkpoint.ts';
+import { checkpointFolder } from '../files/checkpoint.ts';
+import { listCheckpoints } from '../files/manifest.ts';
 import { createLayout } from '../shared/layout.ts';
 import { createRestClient, webSocketAddress } from '../shared/rest-client.ts';
 import type { TableRows } from '../shared/rows.ts';

@@ -7,7 +7,8 @@
  * Needs memory for the values twice, and disk for all of them twice.
  */
 import { parseArgs } from 'node:util';
-import { type Continues, writeCheckpoint } from '../files/checkpoint.ts';
+import { writeCheckpoint } from '../files/checkpoint.ts';
+import type { Continues } from '../files/manifest.ts';
 import { RunTables } from '../server/core/tables/run-tables.ts';
 import { resolveConfig } from '../shared/config.ts';
 import { random } from '../shared/random.ts';

@@ -4,7 +4,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { readTensors } from '../files/checkpoint.ts';
+import { readTensors } from '../files/tensor-file.ts';
 import { train } from '../library/train.ts';
 import { serve } from '../server/main.ts';
 import { vocabularyOfField } from '../shared/data-facts.ts';

@@ -2,13 +2,9 @@ import { createHash } from 'node:crypto';
 import { bytesOf } from '../shared/codec.ts';
 import { encodeSafetensorsHeader } from '../shared/safetensors.ts';
 import { writeAll, writeFileAtomic } from './atomic-file.ts';
-import {
-  type CheckpointManifest,
-  type OpenTensors,
-  openCheckpointTensors,
-  readCheckpoint,
-  tensorMetadata,
-} from './checkpoint.ts';
+import { openCheckpointTensors, readCheckpoint, tensorMetadata } from './checkpoint.ts';
+import type { CheckpointManifest } from './manifest.ts';
+import type { OpenTensors } from './tensor-file.ts';
 
 /**
  * A checkpoint as one file that is read alone, for those who take it elsewhere. One that continues others is put together

@@ -7,7 +7,7 @@ import { type Copied, copyFromRun } from '../cli/trained/checkpoint-copy.ts';
 import { openTrainServer, patiently, type UsedServer } from '../cli/used-server.ts';
 import { startLocalWorkers } from '../cli/workers/local-workers.ts';
 import type { Pool } from '../cli/workers/pool.ts';
-import { readTensors } from '../files/checkpoint.ts';
+import { readTensors } from '../files/tensor-file.ts';
 import { type PartialConfig, resolveConfig } from '../shared/config.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';

@@ -1,6 +1,6 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
-import { readTensors, writeTensors } from '../../files/checkpoint.ts';
+import { readTensors, writeTensors } from '../../files/tensor-file.ts';
 import type { Answers } from '../../shared/answers.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';

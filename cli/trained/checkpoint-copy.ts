@@ -5,12 +5,9 @@ import { join, resolve } from 'node:path';
 import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as wait } from 'node:timers/promises';
-import {
-  type CheckpointManifest,
-  checkpointFolder,
-  readCheckpoint,
-  readTensors,
-} from '../../files/checkpoint.ts';
+import { checkpointFolder, readCheckpoint } from '../../files/checkpoint.ts';
+import type { CheckpointManifest } from '../../files/manifest.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import { copyWhole } from '../../files/whole-checkpoint.ts';
 import type { ForkOrigin } from '../../server/core/run/state.ts';
 import type { RunConfig } from '../../shared/config.ts';

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { readTensors } from '../../files/checkpoint.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import { type DataFacts, vocabularyOfField } from '../../shared/data-facts.ts';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Experiment } from '../../worker/experiment.ts';

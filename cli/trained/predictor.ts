@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { readTensors } from '../../files/checkpoint.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Prediction } from '../../shared/prediction.ts';

@@ -1,4 +1,4 @@
-import { type CheckpointTensor, type OpenTensors, openTensors } from '../../files/checkpoint.ts';
+import { type CheckpointTensor, type OpenTensors, openTensors } from '../../files/tensor-file.ts';
 import { createRunTables, type RunTables, rowsName } from '../../server/core/tables/run-tables.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';

@@ -1,5 +1,5 @@
 import { join, resolve } from 'node:path';
-import { readTensors } from '../../files/checkpoint.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import type { RunConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { Observations, RunSummary } from '../../shared/rest.ts';

@@ -1,10 +1,5 @@
-import {
-  type CheckpointManifest,
-  checkpointFolder,
-  listCheckpoints,
-  readCheckpoint,
-  writeCheckpoint,
-} from '../../files/checkpoint.ts';
+import { checkpointFolder, readCheckpoint, writeCheckpoint } from '../../files/checkpoint.ts';
+import { type CheckpointManifest, listCheckpoints } from '../../files/manifest.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import type { CreateRun } from '../../shared/rest.ts';
 import type { RunOptions, RunState } from '../core/run/state.ts';

@@ -1,9 +1,6 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import {
-  type CheckpointManifest,
-  checkpointFolder,
-  listCheckpoints,
-} from '../../files/checkpoint.ts';
+import { checkpointFolder } from '../../files/checkpoint.ts';
+import { type CheckpointManifest, listCheckpoints } from '../../files/manifest.ts';
 import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';

@@ -2,12 +2,10 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import {
   type Checkpoint,
-  type CheckpointManifest,
   checkpointFolder,
-  listCheckpoints,
-  newestManifest,
   newestValidCheckpoint,
 } from '../../files/checkpoint.ts';
+import { type CheckpointManifest, listCheckpoints, newestManifest } from '../../files/manifest.ts';
 import { NAME_PATTERN } from '../../shared/config.ts';
 import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';

@@ -9,7 +9,8 @@ import {
   syncFolder,
   writeSealed,
 } from '../../files/atomic-file.ts';
-import { checkpointFolder, newestManifest } from '../../files/checkpoint.ts';
+import { checkpointFolder } from '../../files/checkpoint.ts';
+import { newestManifest } from '../../files/manifest.ts';
 import { checkOf, readSealed } from '../../files/records.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { RunState } from '../core/run/state.ts';

@@ -3,12 +3,10 @@ import { join } from 'node:path';
 import { setImmediate as immediate } from 'node:timers/promises';
 import {
   type CheckpointInput,
-  type CheckpointManifest,
-  type Continues,
   checkpointFolder,
-  listCheckpoints,
   removeCheckpoint,
 } from '../../files/checkpoint.ts';
+import { type CheckpointManifest, type Continues, listCheckpoints } from '../../files/manifest.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { Log } from '../../shared/log.ts';

@@ -1,4 +1,4 @@
-import type { CheckpointManifest, Continues } from '../../files/checkpoint.ts';
+import type { CheckpointManifest, Continues } from '../../files/manifest.ts';
 import type { DownpourError } from '../../shared/errors.ts';
 import type { RunSummary } from '../../shared/rest.ts';
 import { WriteCounts } from '../watch/counts.ts';

@@ -1,12 +1,7 @@
 import { type MessagePort, Worker } from 'node:worker_threads';
-import {
-  type CheckpointInput,
-  type CheckpointManifest,
-  type CheckpointTensor,
-  pruneCheckpoints,
-  type StreamedTensor,
-  writeCheckpoint,
-} from '../../files/checkpoint.ts';
+import { type CheckpointInput, pruneCheckpoints, writeCheckpoint } from '../../files/checkpoint.ts';
+import type { CheckpointManifest } from '../../files/manifest.ts';
+import type { CheckpointTensor, StreamedTensor } from '../../files/tensor-file.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../../shared/errors.ts';
 import { ownEntry } from '../../shared/own-files.ts';
 

@@ -1,9 +1,6 @@
-import {
-  type CheckpointManifest,
-  type OpenTensors,
-  openCheckpointTensors,
-  type StreamedTensor,
-} from '../../files/checkpoint.ts';
+import { openCheckpointTensors } from '../../files/checkpoint.ts';
+import type { CheckpointManifest } from '../../files/manifest.ts';
+import type { OpenTensors, StreamedTensor } from '../../files/tensor-file.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { type Layout, layoutSpecs } from '../../shared/layout.ts';
 import { type Range, rangeLayout } from '../../shared/partition.ts';

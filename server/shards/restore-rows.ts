@@ -1,4 +1,4 @@
-import type { OpenTensors } from '../../files/checkpoint.ts';
+import type { OpenTensors } from '../../files/tensor-file.ts';
 import { concatFloats } from '../../shared/codec.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { wholeKeys } from '../../shared/row-groups.ts';

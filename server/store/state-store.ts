@@ -1,4 +1,4 @@
-import type { CheckpointManifest } from '../../files/checkpoint.ts';
+import type { CheckpointManifest } from '../../files/manifest.ts';
 import type { BestRecord, ShardRecord } from '../../files/records.ts';
 import { NAME_PATTERN } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';

@@ -3,7 +3,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test, vi } from 'vitest';
-import { readTensors } from '../../files/checkpoint.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { expectedSquaredError, type Moments } from '../../study/combine.ts';
 import type { MeasuredOutcome } from '../../study/ensemble.ts';

@@ -1,12 +1,9 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import {
-  type CheckpointTensor,
-  listCheckpoints,
-  readCheckpoint,
-  writeCheckpoint,
-} from '../../files/checkpoint.ts';
+import { readCheckpoint, writeCheckpoint } from '../../files/checkpoint.ts';
+import { listCheckpoints } from '../../files/manifest.ts';
+import type { CheckpointTensor } from '../../files/tensor-file.ts';
 import { Parameters } from '../../server/core/parameters.ts';
 import { checkFromShardControl, checkToShardControl } from '../../server/shards/protocol.ts';
 import { checkFromStandby, checkToStandby } from '../../server/standby/protocol.ts';

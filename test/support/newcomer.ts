@@ -7,7 +7,7 @@ import * as tf from '@tensorflow/tfjs-core';
 import { loadLayersModel } from '@tensorflow/tfjs-layers';
 import { expect, test } from 'vitest';
 import { fromFolder } from '../../bench/sklearn/plain.ts';
-import { readTensors } from '../../files/checkpoint.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import type { CheckpointSummary, RunDetail, RunSummary } from '../../shared/rest.ts';
 import { ROOT } from './deployment.ts';
 

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { EXIT } from '../../cli/options.ts';
 import { openPredictor } from '../../cli/trained/predictor.ts';
 import { modelApp } from '../../cli/trained/serve-model.ts';
-import { writeTensors } from '../../files/checkpoint.ts';
+import { writeTensors } from '../../files/tensor-file.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { openModel } from '../../worker/serving/exported-model.ts';

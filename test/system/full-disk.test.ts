@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { checkpointFolder, listCheckpoints } from '../../files/checkpoint.ts';
+import { checkpointFolder } from '../../files/checkpoint.ts';
+import { listCheckpoints } from '../../files/manifest.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';

@@ -2,13 +2,9 @@ import { writeFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import {
-  checkpointFolder,
-  listCheckpoints,
-  readCheckpoint,
-  readTensors,
-  writeCheckpoint,
-} from '../../files/checkpoint.ts';
+import { checkpointFolder, readCheckpoint, writeCheckpoint } from '../../files/checkpoint.ts';
+import { listCheckpoints } from '../../files/manifest.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import { ROW_FIELDS } from '../../server/core/tables/run-tables.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { wholeKeys } from '../../shared/row-groups.ts';

@@ -4,12 +4,11 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
   checkpointFolder,
-  listCheckpoints,
-  MANIFEST_BYTES_MAX,
   newestValidCheckpoint,
   pruneCheckpoints,
   writeCheckpoint,
 } from '../../files/checkpoint.ts';
+import { listCheckpoints, MANIFEST_BYTES_MAX } from '../../files/manifest.ts';
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import { directWriter } from '../../server/checkpoints/writer.ts';
 import { Curves, type ObservationsState } from '../../server/core/curves.ts';

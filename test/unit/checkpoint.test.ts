@@ -5,14 +5,13 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import {
-  type CheckpointManifest,
-  listCheckpoints,
   newestValidCheckpoint,
   pruneCheckpoints,
   readCheckpoint,
-  readTensors,
   writeCheckpoint,
 } from '../../files/checkpoint.ts';
+import { type CheckpointManifest, listCheckpoints } from '../../files/manifest.ts';
+import { readTensors } from '../../files/tensor-file.ts';
 import { copyWhole } from '../../files/whole-checkpoint.ts';
 import { type DownpourError, errorCode } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';

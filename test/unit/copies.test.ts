@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterEach, expect, test } from 'vitest';
 import { copyLine } from '../../cli/runs/status.ts';
-import type { CheckpointManifest } from '../../files/checkpoint.ts';
+import type { CheckpointManifest } from '../../files/manifest.ts';
 import {
   copiesAmong,
   copiesTooMany,

@@ -17,7 +17,7 @@ import {
   type StoredRows,
   type StoredTable,
 } from '../../cli/trained/trained-rows.ts';
-import { type CheckpointTensor, writeTensors } from '../../files/checkpoint.ts';
+import { type CheckpointTensor, writeTensors } from '../../files/tensor-file.ts';
 import { RunTables } from '../../server/core/tables/run-tables.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { encodeRows } from '../../shared/rows.ts';

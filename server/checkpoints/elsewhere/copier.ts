@@ -2,13 +2,9 @@ import { type FileHandle, open, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { errnoOf, seal, unseal } from '../../../files/atomic-file.ts';
-import {
-  type CheckpointManifest,
-  checkpointFolder,
-  isDamage,
-  listCheckpoints,
-  readCheckpoint,
-} from '../../../files/checkpoint.ts';
+import { checkpointFolder, readCheckpoint } from '../../../files/checkpoint.ts';
+import { isDamage } from '../../../files/damage.ts';
+import { type CheckpointManifest, listCheckpoints } from '../../../files/manifest.ts';
 import { LABELS_FILE } from '../../../files/records.ts';
 import { openWhole, wholeManifest } from '../../../files/whole-checkpoint.ts';
 import { DownpourError, errorCode, errorText } from '../../../shared/errors.ts';

@@ -1,5 +1,5 @@
 import { basename } from 'node:path';
-import type { CheckpointManifest } from '../../../files/checkpoint.ts';
+import type { CheckpointManifest } from '../../../files/manifest.ts';
 import { LABELS_FILE } from '../../../files/records.ts';
 import type { CheckpointKind } from '../../../shared/trained-last.ts';
 import type { RunState } from '../../core/run/state.ts';

@@ -8,12 +8,9 @@ import {
   syncFolder,
   writeSealed,
 } from '../../../files/atomic-file.ts';
-import {
-  type CheckpointManifest,
-  checkpointFolder,
-  isDamage,
-  readCheckpoint,
-} from '../../../files/checkpoint.ts';
+import { checkpointFolder, readCheckpoint } from '../../../files/checkpoint.ts';
+import { isDamage } from '../../../files/damage.ts';
+import type { CheckpointManifest } from '../../../files/manifest.ts';
 import { LABELS_FILE } from '../../../files/records.ts';
 import { BUNDLE_HASH } from '../../../shared/bundle.ts';
 import { NAME_PATTERN } from '../../../shared/config.ts';
