@@ -54,6 +54,8 @@ type Captured = readonly CapturedTable[];
 interface CapturedTable extends Pick<ModelTable, 'seed' | 'decay' | 'rows'> {
   /** Keys whose rows were kept for it by an update that was taken back: going back to it changes them. */
   readonly kept: ReadonlySet<number>;
+  /** Keys of rows of a file, from the moment on that all rows went; null: those of the table. */
+  readonly pretrained: ReadonlySet<number> | null;
 }
 
 interface ModelState {
@@ -304,11 +306,23 @@ export class RowModel {
   }
 
   reset(seed: number): void {
+    this.#keepPretrained();
     for (const table of this.#state.tables) {
       Object.assign(table, { seed, decay: 0, began: this.#state.rowStep, dropped: 0 });
       table.rows.clear();
       table.waiting.clear();
       table.pretrained.clear();
+    }
+  }
+
+  /** All rows go: captures know which were those of a file. */
+  #keepPretrained(): void {
+    for (const [id, captured] of this.#state.captures) {
+      const kept = captured.map((then, t) => {
+        const pretrained = then.pretrained ?? new Set(this.#state.tables[t]!.pretrained);
+        return { ...then, pretrained };
+      });
+      this.#state.captures.set(id, kept);
     }
   }
 
@@ -318,7 +332,7 @@ export class RowModel {
 
   capture(id: number): void {
     const captured = this.#state.tables.map(({ seed, decay, rows }) => {
-      return { seed, decay, rows: new Map(rows), kept: new Set<number>() };
+      return { seed, decay, rows: new Map(rows), kept: new Set<number>(), pretrained: null };
     });
     this.#state.captures.set(id, captured);
   }
@@ -331,12 +345,14 @@ export class RowModel {
   replace(id: number): void {
     const then = this.#state.captures.get(id)!;
     this.#state.rowStep++;
-    for (const [t, { seed, decay, rows, kept }] of then.entries()) {
+    for (const [t, { seed, decay, rows, kept, pretrained }] of then.entries()) {
       const table = this.#state.tables[t]!;
       for (const [key, row] of table.rows) {
         const old = rows.get(key);
-        if (!old) table.rows.delete(key);
-        else if (old.changed !== row.changed || kept.has(key))
+        if (!old) {
+          table.rows.delete(key);
+          table.pretrained.delete(key);
+        } else if (old.changed !== row.changed || kept.has(key))
           this.#putBack(t, key, decay, old, row.state);
       }
       for (const [key, old] of rows) {
@@ -344,6 +360,9 @@ export class RowModel {
       }
       table.seed = seed;
       table.decay = decay;
+      if (!pretrained) continue;
+      table.pretrained.clear();
+      for (const key of pretrained) table.pretrained.add(key);
     }
     this.capture(id);
   }

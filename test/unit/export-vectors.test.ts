@@ -52,7 +52,6 @@ const rowsOf = (keys: Uint32Array, width: number) => ({
   values: Float32Array.from({ length: keys.length * width }, (_, i) => Math.cos(1 + i) / 3),
 });
 const NONE = (width: number) => rowsOf(new Uint32Array(), width);
-const copy = (values: Float32Array) => values.slice();
 
 /** Words 2 and 3 begin with values of a file, words 3 to 5 and some films are trained. */
 function trained(): RunTables {
@@ -81,7 +80,7 @@ function ofTwoShards(tensors: readonly CheckpointTensor[]): CheckpointTensor[] {
 async function stored(change = (tensors: readonly CheckpointTensor[]) => tensors) {
   const tables = trained();
   const path = join(root, `${Math.random()}.safetensors`);
-  await writeTensors(path, change(tables.named(null, copy)));
+  await writeTensors(path, change(tables.named(null)));
   const rows = (await openStoredRows(path, config))!;
   opened.push(rows);
   return { tables, rows };

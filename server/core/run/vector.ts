@@ -401,7 +401,7 @@ export class Vector {
   /** Parameters by their names. @param best its capture; null: the present ones. */
   named(best: number | null, copy: CopyVector = slice): NamedTensor[] {
     const tensors = this.namedWithoutRows(best, copy);
-    return this.tables ? [...tensors, ...this.tables.named(best, copy)] : tensors;
+    return this.tables ? [...tensors, ...this.tables.named(best)] : tensors;
   }
 
   /** The same without the rows of tables. */

@@ -20,6 +20,8 @@ export interface RowCapture {
   readonly initial: InitialRow;
   /** Rows that have changed since, by key, as they were. Null: the row had its initial values. Never changed, only added to. */
   readonly rows: Map<number, Float32Array | null>;
+  /** Keys of the rows that began with the values of a file, kept when all rows went; null: those that the table says now. */
+  pretrained: ReadonlySet<number> | null;
   /** Counts of `rows`. */
   readonly kept: { rows: number; initial: number };
   /** The first ones, which the checkpoint on disk has, and which the one has that is being written; null: it has no such capture. */
@@ -57,7 +59,7 @@ export class RowCaptures {
   }
 
   make(id: number, at: CaptureMoment, initial: InitialRow): void {
-    const none = { onDisk: null, writing: null };
+    const none = { pretrained: null, onDisk: null, writing: null };
     this.#captures.set(id, {
       at,
       initial,
@@ -91,6 +93,11 @@ export class RowCaptures {
       this.#read(key, capture, row);
       add(capture, key, row);
     }
+  }
+
+  /** All rows go. @param keys of those that began with the values of a file. */
+  keepPretrained(keys: ReadonlySet<number>): void {
+    for (const capture of this.#captures.values()) capture.pretrained ??= keys;
   }
 
   /**

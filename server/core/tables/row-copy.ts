@@ -13,8 +13,8 @@ export type RoomFor = (length: number) => Float32Array;
 export const freshRoom: RoomFor = (length) => new Float32Array(length);
 
 /** Numbers that are copied at once, and slots that are looked at: about 2 ms. */
-const PIECE_ELEMENTS = 2 ** 20;
-const PIECE_SLOTS = 2 ** 18;
+export const PIECE_ELEMENTS = 2 ** 20;
+export const PIECE_SLOTS = 2 ** 18;
 
 /** Which rows are copied. */
 export interface CopiedRows {

@@ -2,10 +2,11 @@ import { DownpourError } from '../../../shared/errors.ts';
 import type { RowTableFacts } from '../../../shared/rest.ts';
 import { wholeKeys } from '../../../shared/row-groups.ts';
 import { ALL_ROWS, type RowShare } from '../../../shared/row-shards.ts';
-import type { EncodedRows, RowEncoding, TableRows } from '../../../shared/rows.ts';
+import type { EncodedRows, RowEncoding } from '../../../shared/rows.ts';
 import type { TableConfig } from '../../../shared/tables.ts';
 import type { Clip } from '../fused.ts';
 import { createInitialRow, type InitialRow } from './initial-rows.ts';
+import { MomentCopy, type MomentOfRows } from './moment-copy.ts';
 import {
   type CaptureMoment,
   type RowCapture,
@@ -75,7 +76,7 @@ export class RowTable {
   readonly #captures: RowCaptures;
   readonly #onDisk: RowsOnDisk;
   /** The copy that a checkpoint is written from; null: it is complete, or there is none. */
-  #copying: RowCopy | null = null;
+  #copying: RowCopy | MomentCopy | null = null;
   /** Gradients of a push. */
   readonly #staged: StagedRows;
   /** Slots of the rows that are staged; below 0: they have none yet. */
@@ -147,7 +148,7 @@ export class RowTable {
     this.#copying = null;
     this.#onDisk.reset();
     this.#captures.endWriting(false);
-    if (!this.#captures.isEmpty) for (const slot of this.#used()) this.#keep(slot);
+    this.#keepAll();
     this.#seed = seed;
     this.#initial = this.#initialOf(seed);
     this.#index.clear();
@@ -241,8 +242,8 @@ export class RowTable {
     this.#undo.note(slot);
     if (slot < 0) return;
     const last = changed[slot]!;
-    if (!this.#captures.isEmpty) this.#captures.keep(key, last);
     if (this.#copying) this.#copying.before(slot);
+    if (!this.#captures.isEmpty) this.#captures.keep(key, last);
     if (last === 0) this.#initial(key, addresses.theta + 4 * slot * width);
     numbers[NUMBERS_OF_ROW * i] = this.#missed(last === 0 ? -1 : slot, this.#decay);
     if (decays.length > 0) decays[slot] = this.#decay;
@@ -392,6 +393,17 @@ export class RowTable {
     this.#captures.keep(this.#index.keyOf(slot), this.#memory.changed[slot]!);
   }
 
+  /** All rows are about to go: captures keep them, and which of them are those of a file. */
+  #keepAll(): void {
+    if (this.#captures.isEmpty) return;
+    const pretrained = new Set<number>();
+    for (const slot of this.#used()) {
+      this.#keep(slot);
+      if (this.#isPretrained(slot)) pretrained.add(this.#index.keyOf(slot));
+    }
+    this.#captures.keepPretrained(pretrained);
+  }
+
   /** All rows as they were then; those that were changed since are changed by this. */
   replace(id: number, rowStep: number): void {
     const { theta, decays, width } = this.#memory;
@@ -412,6 +424,10 @@ export class RowTable {
       theta.set(row, slot * width);
       this.#mark(slot, rowStep);
       if (decays.length > 0) decays[slot] = then.at.decay;
+    }
+    if (then.pretrained) {
+      this.#pretrainedCount = 0;
+      for (const key of then.pretrained) this.#markPretrained(this.#index.find(key));
     }
     this.#captures.make(id, { ...then.at, rowStep }, then.initial);
     this.#decay = then.at.decay;
@@ -519,6 +535,33 @@ export class RowTable {
     return this.#copying;
   }
 
+  /**
+   * Begins to copy the rows by themselves, for a checkpoint of a model.
+   * @param rowStep of now. @param id of a capture; null: as they are now.
+   */
+  beginMoment(rowStep: number, id: number | null, room: RoomFor): MomentCopy {
+    this.#copying?.finish();
+    this.#copying = this.#copyOfMoment(rowStep, id, room);
+    return this.#copying;
+  }
+
+  #copyOfMoment(rowStep: number, id: number | null, room: RoomFor): MomentCopy {
+    const at = { rowStep, decay: this.#decay, seed: this.#seed };
+    const then =
+      id === null
+        ? { at, rows: new Map(), kept: { rows: 0, initial: 0 }, pretrained: null }
+        : this.#captures.of(id);
+    const of: MomentOfRows = {
+      then,
+      count: this.#count,
+      isPretrained:
+        (then.pretrained?.size ?? this.#pretrainedCount) === 0
+          ? null
+          : (key) => then.pretrained?.has(key) ?? this.#isPretrained(this.#index.find(key)),
+    };
+    return new MomentCopy(this.#memory, this.#index, of, room);
+  }
+
   /** The rows are copied. */
   copied(): void {
     this.#copying = null;
@@ -539,14 +582,6 @@ export class RowTable {
     const rowBytes = 4 * (width + stateSize + 5 + (decays.length > 0 ? 3 : 0));
     const { step, changed } = this.#onDisk;
     return { all: rowBytes * this.#count, changed: step === null ? null : rowBytes * changed };
-  }
-
-  /** @returns empty: no row is pretrained. */
-  #flagsOf(slots: Int32Array): Float32Array {
-    if (this.#pretrainedCount === 0) return new Float32Array();
-    const flags = new Float32Array(slots.length);
-    for (let i = 0; i < slots.length; i++) flags[i] = this.#pretrained[slots[i]!] ?? 0;
-    return flags;
   }
 
   /** Slots of rows that have values of their own, rising. */
@@ -586,23 +621,11 @@ export class RowTable {
     }
   }
 
-  /** All rows that have values of their own, now or at a capture, as they are when they are read. */
-  rows(id: number | null): RowsAtMoment {
-    const then = id === null ? null : this.#captures.of(id);
-    const { changed } = this.#memory;
-    const own = this.#used().filter((slot) => !then || changed[slot]! <= then.at.rowStep);
-    const kept = [...(then?.rows ?? [])].flatMap(([key, row]) => (row ? key : []));
-    const all = new Uint32Array(own.length + kept.length);
-    for (let i = 0; i < own.length; i++) all[i] = this.#index.keyOf(own[i]!);
-    all.set(kept, own.length);
-    // A change that was undone leaves a row that was kept as it was.
-    const keys = all.sort().filter((key, i) => i === 0 || key !== all[i - 1]);
-    const values = new Float32Array(keys.length * this.width);
-    this.read(keys, id, values);
-    const now = { rowStep: 0, decay: this.#decay, seed: this.#seed };
-    const slots = new Int32Array(keys.length);
-    this.#index.findAll(keys, slots);
-    return { keys, values, at: then?.at ?? now, pretrained: this.#flagsOf(slots) };
+  /** All rows that have values of their own, now or at a capture, as they are when they are read. @param rowStep of now. */
+  rows(rowStep: number, id: number | null): MomentCopy {
+    const copy = this.#copyOfMoment(rowStep, id, freshRoom);
+    copy.finish();
+    return copy;
   }
 
   /**
@@ -652,13 +675,6 @@ export class RowTable {
 
 function scale(values: Float32Array, at: number, count: number, factor: number): void {
   for (let i = at; i < at + count; i++) values[i] = values[i]! * factor;
-}
-
-/** All rows of a table that have values of their own. */
-export interface RowsAtMoment extends TableRows {
-  readonly at: CaptureMoment;
-  /** As in `RowTensors`. */
-  readonly pretrained: Float32Array;
 }
 
 const full = (name: string, capacity: number) =>

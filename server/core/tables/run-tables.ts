@@ -18,7 +18,8 @@ import {
 import { rowShapes, tablesOf } from '../../../shared/tables.ts';
 import type { CheckpointKind } from '../../../shared/trained-last.ts';
 import type { Clip } from '../fused.ts';
-import { type CopyVector, flatTensor, type NamedTensor, takeTensor } from '../vectors.ts';
+import { flatTensor, type NamedTensor, takeTensor } from '../vectors.ts';
+import type { MomentCopy } from './moment-copy.ts';
 import type { CaptureMoment } from './row-captures.ts';
 import { freshRoom, type RoomFor } from './row-copy.ts';
 import { RowTable, type RowTableState } from './row-table.ts';
@@ -316,11 +317,15 @@ export class RunTables {
     { changes = false, room = freshRoom }: { changes?: boolean; room?: RoomFor } = {},
   ): TablesCopy {
     const { index } = this.share;
+    const copied = () => {
+      for (const table of this.#tables) table.copied();
+    };
     if (what !== 'last') {
-      const fresh: CopyVector = (values) => values;
-      const tensors = this.named(what === 'best' ? best : null, fresh);
-      const own = tensors.filter(({ name }) => index === 0 || !name.endsWith(MODEL_MOMENT));
-      return new TablesCopy([], own);
+      const of = what === 'best' ? best : null;
+      const rows = this.#tables.map((table) => table.beginMoment(this.#rowStep, of, room));
+      const tensors = () =>
+        rows.flatMap((copy, i) => ofModel(this.shapes[i]!.name, copy, index === 0));
+      return new TablesCopy(rows, tensors, [], copied);
     }
     const parts: { more(): boolean }[] = [];
     const tensors: NamedTensor[] = [];
@@ -346,9 +351,7 @@ export class RunTables {
       table.beginWriting(best);
     }
     if (index > 0) tensors.push(...this.#elsewhere());
-    return new TablesCopy(parts, tensors, groups, () => {
-      for (const table of this.#tables) table.copied();
-    });
+    return new TablesCopy(parts, () => tensors, groups, copied);
   }
 
   /** @param isWritten the checkpoint that was copied last is on disk. */
@@ -386,19 +389,10 @@ export class RunTables {
   }
 
   /** The rows by themselves, as a model has them: keys and values of those that were ever changed. @param capture null: now. */
-  named(capture: number | null, copy: CopyVector): NamedTensor[] {
-    return this.#tables.flatMap((table) => {
-      const { keys, values, at, pretrained } = table.rows(capture);
-      const moment = splitDoubles(Float64Array.of(at.decay, at.seed));
-      return [
-        flatTensor(rowsName(table.name, MODEL_MOMENT), copy(moment)),
-        flatTensor(rowsName(table.name, MODEL_KEYS), copy(splitKeys([...keys]))),
-        flatTensor(rowsName(table.name, MODEL_VALUES), copy(values)),
-        ...(pretrained.length > 0
-          ? [flatTensor(rowsName(table.name, MODEL_PRETRAINED), copy(pretrained))]
-          : []),
-      ];
-    });
+  named(capture: number | null): NamedTensor[] {
+    return this.#tables.flatMap((table) =>
+      ofModel(table.name, table.rows(this.#rowStep, capture), true),
+    );
   }
 
   /**
@@ -538,6 +532,18 @@ function ofFields<F extends string>(
   values: Readonly<Record<F, Float32Array>>,
 ): NamedTensor[] {
   return fields.map((field) => flatTensor(rowsName(table, prefix + field), values[field]));
+}
+
+/** The rows of a table as a model has them. @param withMoment with what its other rows follow from. */
+function ofModel(table: string, copy: MomentCopy, withMoment: boolean): NamedTensor[] {
+  const { keys, values, pretrained, at } = copy;
+  const tensor = (field: string, values: Float32Array) =>
+    flatTensor(rowsName(table, field), values);
+  return [
+    ...(withMoment ? [tensor(MODEL_MOMENT, splitDoubles(Float64Array.of(at.decay, at.seed)))] : []),
+    ...[tensor(MODEL_KEYS, keys), tensor(MODEL_VALUES, values)],
+    ...(pretrained.length > 0 ? [tensor(MODEL_PRETRAINED, pretrained)] : []),
+  ];
 }
 
 function capturesOf(best: number | null, evaluated: number | null): (readonly [string, number])[] {

@@ -6,14 +6,14 @@ export class TablesCopy {
   /** How its tensors continue those of the checkpoint before; none: they are all of it. */
   readonly groups: readonly KeyedRows[];
   readonly #parts: readonly { more(): boolean }[];
-  readonly #tensors: readonly NamedTensor[];
+  readonly #tensors: () => readonly NamedTensor[];
   readonly #copied: () => void;
   #part = 0;
 
-  /** @param copied is called once, when all is copied. */
+  /** @param tensors are asked for when all is copied. @param copied is called once then. */
   constructor(
     parts: readonly { more(): boolean }[],
-    tensors: readonly NamedTensor[],
+    tensors: () => readonly NamedTensor[],
     groups: readonly KeyedRows[] = [],
     copied: () => void = () => {},
   ) {
@@ -36,6 +36,6 @@ export class TablesCopy {
   /** Copies what is left at once. */
   tensors(): readonly NamedTensor[] {
     while (this.more());
-    return this.#tensors;
+    return this.#tensors();
   }
 }
