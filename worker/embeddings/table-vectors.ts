@@ -29,8 +29,8 @@ export interface TableVectors {
   /** The hash of the file. The error for a wrong one says the right one. */
   readonly sha256: string;
   /**
-   * The word of each id, from 0. Words that the file does not have begin with the values of the initializer. Default: the
-   * vocabulary of the field that the table is looked up by.
+   * The word of each id, from 0. Words that the file does not have begin with the values of the initializer; ids with the same
+   * word begin with the same vector. Default: the vocabulary of the field that the table is looked up by.
    */
   readonly words?: WordList;
 }
@@ -83,12 +83,39 @@ interface FoundVectors {
   readonly width: number;
   readonly vectors: TableVectors;
   readonly words: readonly string[];
-  readonly ids: ReadonlyMap<string, number>;
+  readonly ids: IdsOfWords;
   /** 1 for ids whose word the file has. */
   readonly found: Uint8Array;
   readonly isFrozen: boolean;
   /** Null: the file was read; else why it could not be. */
   readonly missing: DownpourError | null;
+}
+
+/** The ids of each word, rising. Few words have several: the others cost no list. */
+class IdsOfWords {
+  readonly #first = new Map<string, number>();
+  readonly #more = new Map<string, number[]>();
+
+  /** @param words by their ids; an empty text is none. */
+  constructor(words: readonly string[]) {
+    for (const [id, word] of words.entries()) {
+      if (word === '') continue;
+      const first = this.#first.get(word);
+      const more = this.#more.get(word);
+      if (first === undefined) this.#first.set(word, id);
+      else if (more) more.push(id);
+      else this.#more.set(word, [first, id]);
+    }
+  }
+
+  has(word: string): boolean {
+    return this.#first.has(word);
+  }
+
+  /** The ids of a word that has some. */
+  of(word: string): readonly number[] {
+    return this.#more.get(word) ?? [this.#first.get(word)!];
+  }
 }
 
 /** Rows sent in one message. */
@@ -158,7 +185,7 @@ export class PretrainedTables {
       const seen = new Set<number>();
       const take = async ({ words, values }: VectorBatch) => {
         const places = words
-          .map((word, i) => ({ key: ids.get(word)!, i }))
+          .flatMap((word, i) => ids.of(word).map((key) => ({ key, i })))
           // A file may have a word twice: the first one, the more frequent, counts.
           .filter(({ key }) => !seen.has(key) && seen.add(key))
           .sort((a, b) => a.key - b.key);
@@ -197,8 +224,7 @@ async function lookUp(
       `tables.${table} has room for ${room} rows, and ${vectors.words === undefined ? 'the vocabulary of its ids' : 'pretrained.words'} has ${words.length} words: set ${rows === 'hash' ? 'rowsMax' : 'rows'} to ${words.length} or more, or give fewer words`,
     );
   }
-  const ids = new Map<string, number>();
-  for (const [id, word] of words.entries()) if (word !== '' && !ids.has(word)) ids.set(word, id);
+  const ids = new IdsOfWords(words);
   const found = new Uint8Array(words.length);
   const isFrozen = pretrainedRate * learningRate === 0;
   const common = { ...{ table, width, vectors, words, ids, found, isFrozen } };
@@ -207,7 +233,7 @@ async function lookUp(
     facts = await readWordVectors(
       vectors.from,
       (batch) => {
-        for (const word of batch.words) found[ids.get(word)!] = 1;
+        for (const word of batch.words) for (const id of ids.of(word)) found[id] = 1;
       },
       {
         ...{ wants: (word) => ids.has(word), sha256: vectors.sha256 },
