@@ -63,7 +63,10 @@ export default defineExperiment({
             ...{ values: Int32Array.from(all), shape: [all.length, 1] },
             vocabulary: words.entries,
           },
-          context: { values: Int32Array.from(context), shape: [all.length, AROUND.length] },
+          context: {
+            ...{ values: Int32Array.from(context), shape: [all.length, AROUND.length] },
+            vocabulary: words.entries,
+          },
         },
       },
       source: `the Brown corpus, ${words.size} words`,
