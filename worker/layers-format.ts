@@ -19,6 +19,7 @@ import {
   idPlaces,
   inStockLayers,
   type StockModel,
+  type StreamedWeight,
   type TrainedTable,
 } from './rows/stock-layers.ts';
 import { tf } from './tf.ts';
@@ -96,16 +97,16 @@ export async function writeLayersModel({
   }
   const { tables = [] } = options;
   const places = idPlaces(bindings, tables);
+  // `predict` of a LayersModel makes [n, 1] of [n], which a layer that takes lone numbers does not take.
+  const { inputs, fields = [] } = options.facts;
+  const columns = fields.flatMap(({ role, column }) => (role === 'target' ? [] : column));
+  const hasLone = [inputs, ...columns].some(({ shape }) => shape.length === 0);
   const stock: StockModel =
-    tables.length > 0 ? await inStockLayers(artifacts, places, tables) : { artifacts, weights: [] };
+    tables.length > 0 || hasLone
+      ? await inStockLayers(artifacts, places, tables)
+      : { artifacts, weights: [] };
   const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = stock.artifacts;
-  const bytes = stock.weights.reduce((sum, { shape: [n, width] }) => sum + 4 * n * width, 0);
-  if (bytes > LIMITS.exportedTableBytesMax) {
-    throw new DownpourError(
-      'DP_USAGE',
-      `the tables ${tables.map(({ name }) => name).join(', ')} have ${bytes} bytes as embeddings; allowed: ${LIMITS.exportedTableBytesMax}, as a program with TensorFlow.js loads all weights at once: use --format safetensors or word2vec`,
-    );
-  }
+  mustFitProgram(tables, stock.weights);
   const weights = [
     ...weightSpecs,
     ...stock.weights.map(({ name, shape }) => ({
@@ -131,6 +132,19 @@ export async function writeLayersModel({
   }
   await writeFile(join(to, 'model.json'), JSON.stringify(json));
   return places;
+}
+
+/** @throws DownpourError DP_USAGE: the embeddings of tables take more bytes than `LIMITS.exportedTableBytesMax`. */
+export function mustFitProgram(
+  tables: readonly Pick<TrainedTable, 'name'>[],
+  embeddings: readonly Pick<StreamedWeight, 'shape'>[],
+): void {
+  const bytes = embeddings.reduce((sum, { shape: [n, width] }) => sum + 4 * n * width, 0);
+  if (bytes <= LIMITS.exportedTableBytesMax) return;
+  throw new DownpourError(
+    'DP_USAGE',
+    `the tables ${tables.map(({ name }) => name).join(', ')} have ${bytes} bytes as embeddings; allowed: ${LIMITS.exportedTableBytesMax}, as a program with TensorFlow.js loads all weights at once: use --format safetensors or word2vec`,
+  );
 }
 
 /** The file with the keys of tables that grow, for those that share them. */

@@ -66,6 +66,7 @@ export function aboutModel({ facts, data }: Copied): Record<string, unknown> {
     targetNames,
     reading,
     fields,
+    vocabulary,
   } = data.facts;
   return {
     ...facts,
@@ -80,6 +81,7 @@ export function aboutModel({ facts, data }: Copied): Record<string, unknown> {
       })),
     }),
     ...(reading === undefined ? {} : { reading: parseReading(reading) }),
+    ...(vocabulary && { vocabulary }),
   };
 }
 

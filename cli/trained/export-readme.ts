@@ -1,5 +1,6 @@
 import type { ColumnReading, Reading, TextReading } from '../../shared/reading.ts';
 import type { AboutField } from '../../worker/serving/fields.ts';
+import type { AboutIds } from '../../worker/serving/id-places.ts';
 
 /** `README.md` beside an exported model: what a stranger needs to use it. */
 
@@ -11,7 +12,10 @@ interface ModelOrigin {
   readonly targetNames?: readonly string[] | null;
   readonly inputShape?: readonly number[];
   readonly reading?: Reading;
-  readonly fields?: readonly AboutField[];
+  readonly fields?: readonly (AboutField & { readonly vocabulary?: readonly string[] })[];
+  /** The texts of the ids of an only input. */
+  readonly vocabulary?: readonly string[];
+  readonly idPlaces?: readonly AboutIds[];
 }
 
 /** @param about what `downpour.json` has. */
@@ -30,7 +34,7 @@ export function readme(about: ModelOrigin): string {
 
 Trained by Downpour: experiment \`${experiment}\`, run \`${run}\`, step ${step}. It answers with ${answer}.
 
-${inputsText(about, reading)}
+${inputsText(about, reading)}${wordsText(about)}
 
 ## In Node.js
 
@@ -66,6 +70,50 @@ Put this folder on a web server, and import \`predict.js\` from a module script:
 - \`model.json\`, \`weights.bin\`: the model, for \`tf.loadLayersModel\`. It takes standardised inputs; \`predict.js\` standardises them.
 - \`downpour.json\`: names of classes and inputs, how the data were read, the standardisation, the configuration, the errors measured.
 - \`predict.js\`: reads examples as the training did, and says what the outputs mean.
+${placesText(about)}`;
+}
+
+/** The only input has no name of its own. */
+const ONLY = 'inputs';
+
+/** Which ids a field takes; null: it has none. */
+function idsText({ idPlaces = [] }: ModelOrigin, field: string, isId: boolean): string | null {
+  const own = idPlaces.find(({ fields }) => fields.includes(field));
+  if (!own) return isId ? 'whole numbers, which are ids' : null;
+  const padding = own.zeroIsPadding ? '0 and negative numbers are' : 'a negative number is';
+  return own.ids === null
+    ? `ids, whole numbers; an id that the training has not seen counts as zeros; ${padding} padding`
+    : `ids, whole numbers from 0 to ${own.ids - 1}; ${padding} padding`;
+}
+
+/** Where the texts of ids are; empty: there are none. */
+function wordsText(about: ModelOrigin): string {
+  const given = inputFields(about).filter(({ vocabulary }) => vocabulary);
+  if (given.length > 0) {
+    const names = given.map(({ name }) => `\`${name}\``).join(', ');
+    return `
+
+The ids of ${names} have texts: \`vocabulary\` of the entry of this name in \`fields\` of \`downpour.json\`. The place of a text in this list,
+from 0, is its id.`;
+  }
+  return about.vocabulary
+    ? '\n\nThe ids have texts: `vocabulary` of `downpour.json`. The place of a text in this list, from 0, is its id.'
+    : '';
+}
+
+/** What ids become, for a program that opens the model without `predict.js`. */
+function placesText({ idPlaces = [] }: ModelOrigin): string {
+  if (idPlaces.length === 0) return '';
+  const keys = idPlaces.flatMap(({ keys }) => keys ?? []);
+  const listed =
+    keys.length > 0
+      ? `\n- ${keys.map((file) => `\`${file}\``).join(', ')}: ids, as uint32 in little-endian order. The first one has place 1.`
+      : '';
+  return `${listed}
+
+The model looks ids up by their places in its embeddings. \`predict.js\` finds them; a program that uses \`model.json\` alone must do it by
+\`idPlaces\` of \`downpour.json\`: padding has the place \`padding\`. Where \`ids\` is a number, other ids are their own places. Where it is null, the place of an id is
+where the file \`keys\` has it, from 1, and the place of an id that is not in the file is one more than the file has.
 `;
 }
 
@@ -82,10 +130,13 @@ function inputsText(about: ModelOrigin, reading: Reading | undefined): string {
   const { inputShape } = about;
   const given = inputFields(about);
   if (given.length > 0) {
-    const rows = given.map(({ name, role, kind, shape, names, pad }) => {
+    const rows = given.map(({ name, role, kind, shape, names, pad, inputTransform }) => {
+      const isId = role === 'input' && kind === 'int32' && inputTransform?.kind === 'none';
+      const ids = idsText(about, name, isId);
       const ends = pad === undefined ? '' : `; a shorter one is padded with ${pad}`;
       const what = shape.length === 0 ? 'a number' : `numbers of shape [${shape}]`;
-      const kindText = role === 'mask' ? '1 for numbers, 0 for padding; may be left out' : kind;
+      const kindText =
+        role === 'mask' ? '1 for numbers, 0 for padding; may be left out' : (ids ?? kind);
       return `| ${name} | ${what}${names ? `: ${listed(names)}` : ''}${ends} | ${kindText} |`.replaceAll(
         '\n',
         ' ',
@@ -97,7 +148,10 @@ function inputsText(about: ModelOrigin, reading: Reading | undefined): string {
 |---|---|---|
 ${rows.join('\n')}`;
   }
-  if (!reading) return `An example is an array of numbers, of shape [${inputShape}].`;
+  if (!reading) {
+    const ids = idsText(about, ONLY, false);
+    return `An example is an array of numbers, of shape [${inputShape}]${ids === null ? '' : `: ${ids}`}.`;
+  }
   if (reading.kind === 'images') {
     const { width, height, channels, fit } = reading;
     const sizes = fit ? `brought to ${width}×${height}` : `which must be ${width}×${height}`;

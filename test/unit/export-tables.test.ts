@@ -3,6 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
+import { unpackTransform } from '../../shared/data-facts.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { rowShapes } from '../../shared/tables.ts';
 import { examplesLike, factsOf } from '../../worker/data/facts.ts';
 import { dataOf } from '../../worker/data/given.ts';
@@ -10,10 +12,11 @@ import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { type Experiment, mustBeExperiment } from '../../worker/experiment.ts';
 import { layers } from '../../worker/layers.ts';
-import { keysFile, writeLayersModel } from '../../worker/layers-format.ts';
+import { keysFile, mustFitProgram, writeLayersModel } from '../../worker/layers-format.ts';
 import { buildModel, type Model } from '../../worker/model.ts';
 import type { TrainedTable } from '../../worker/rows/stock-layers.ts';
 import { openModel } from '../../worker/serving/exported-model.ts';
+import { encodeFields } from '../../worker/serving/fields.ts';
 import { tf } from '../../worker/tf.ts';
 
 /** A model with tables, exported for plain TensorFlow.js: it says what the model says. */
@@ -180,6 +183,19 @@ describe('a model with tables in plain layers', () => {
     },
   );
 
+  test('is refused if its embeddings are more than a program loads at once', () => {
+    const rows = LIMITS.exportedTableBytesMax / 4 / 64;
+    const fits = (...shapes: [number, number][]) =>
+      mustFitProgram(
+        [{ name: 'word' }, { name: 'item' }],
+        shapes.map((shape) => ({ shape })),
+      );
+    expect(() => fits([rows - 1, 64], [64, 1])).not.toThrow();
+    expect(() => fits([rows - 1, 64], [65, 1])).toThrow(
+      /the tables word, item have 2147483652 bytes.*allowed: 2147483648/,
+    );
+  });
+
   test('leaves no tensor behind', async () => {
     await exported(experimentOf('mean'));
     const before = tf.memory().numTensors;
@@ -192,4 +208,70 @@ describe('a model with tables in plain layers', () => {
       exported(experimentOf('sum', { combine: 'mean', name: 'bagged' })),
     ).rejects.toThrow(/layer 'bagged' gives a weighted mean: use combine 'sum'/);
   });
+});
+
+test('a model without tables takes lone numbers and ids from plain TensorFlow.js too', async () => {
+  const given = dataOf({
+    train: {
+      inputs: {
+        town: { values: Int32Array.from({ length: COUNT }, (_, i) => i % 5), shape: [COUNT] },
+        age: { values: Float32Array.from({ length: COUNT }, (_, i) => i / 7), shape: [COUNT] },
+        place: {
+          values: Float32Array.from({ length: 2 * COUNT }, (_, i) => Math.cos(i)),
+          shape: [COUNT, 2],
+        },
+      },
+      targets: { values: Float32Array.from(users, Math.sin), shape: [COUNT, 1] },
+    },
+    source: 'lone numbers',
+  });
+  const lone = factsOf(prepareData(given, { ...plan, standardise: { age: 'feature' } }));
+  const experiment = mustBeExperiment(
+    {
+      data: () => given,
+      model: ({ tf }: Parameters<Experiment['model']>[0]) => {
+        const town = tf.input({ shape: [], name: 'town', dtype: 'int32' });
+        const age = tf.input({ shape: [], name: 'age' });
+        const place = tf.input({ shape: [2], name: 'place' });
+        const towns = tf.layers.embedding({ inputDim: 5, outputDim: 2 }).apply(town) as never;
+        const ages = tf.layers.reshape({ targetShape: [1] }).apply(age) as never;
+        const all = tf.layers.concatenate().apply([towns, ages, place]);
+        const outputs = tf.layers.dense({ units: 1 }).apply(all) as never;
+        return tf.model({ inputs: [town, age, place], outputs });
+      },
+      loss: 'meanSquaredError',
+    },
+    'test',
+  );
+  const plainConfig = resolveConfig({});
+  const model = await buildModel(experiment, plainConfig, examplesLike(lone), { later: lone });
+  const vector = await model.initialise(5);
+  model.load(vector);
+  const tensors = model.layout.tensors.map(({ name, offset, size }) => ({
+    ...{ name, values: vector.slice(offset, offset + size) },
+  }));
+  const about = {
+    ...{ run: 'r', loss: 'meanSquaredError', inputShape: [0] },
+    fields: lone.fields!.map(({ column, transform, ...field }) => ({
+      ...{ ...field, ...column, ...(transform && { inputTransform: unpackTransform(transform) }) },
+    })),
+  };
+  const examples = Array.from({ length: 5 }, (_, i) => ({
+    ...{ town: i, age: i / 3, place: [i, -i] },
+  }));
+  const fields = encodeFields(about.fields as never, examples);
+  const [output] = await model.outputs({
+    ...{ inputs: new Float32Array(0), inputShape: [0], count: 5, fields },
+    ...{ targets: new Float32Array(5), targetShape: [1] },
+  });
+  model.dispose();
+  const to = mkdtempSync(join(root, 'lone-'));
+  const options = { experiment, config: plainConfig, tensors, facts: lone, dataFolder: root };
+  await writeLayersModel({ ...options, log: () => {}, to });
+  writeFileSync(join(to, 'downpour.json'), JSON.stringify(about));
+  const opened = await openModel(tf as never, to);
+  const told = (await opened.predict(examples)).map(({ prediction }) => prediction as number);
+  for (const [i, value] of told.entries()) expect(value).toBeCloseTo(output!.values[i]!, 5);
+  expect(new Set(told).size).toBe(5);
+  opened.dispose();
 });
