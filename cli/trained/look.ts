@@ -109,7 +109,10 @@ async function lookAtAnswers(trained: TrainedModel, options: LookOptions): Promi
 }
 
 /** Examples whose answers fit into the memory that a look takes. */
-function examplesThatFit({ classCount, targetSize }: ExperimentOutput): number {
+export function examplesThatFit({
+  classCount,
+  targetSize,
+}: Pick<ExperimentOutput, 'classCount' | 'targetSize'>): number {
   const isShares = classCount !== null && targetSize % classCount === 0;
   const numbers = classCount === null || isShares ? targetSize : classCount * targetSize;
   return Math.max(1, Math.floor(LIMITS.lookedNumbersMax / Math.max(1, numbers)));

@@ -1,15 +1,18 @@
 import { beforeAll, describe, expect, test } from 'vitest';
+import { examplesThatFit } from '../../cli/trained/look.ts';
 import { resolveConfig } from '../../shared/config.ts';
+import { LIMITS } from '../../shared/limits.ts';
 import { withWords, wordLosses } from '../../study/look-words.ts';
 import type { Report } from '../../study/report.ts';
 import { toldReport } from '../../study/telling.ts';
 import { WordSpace } from '../../study/word-vectors.ts';
+import type { Examples } from '../../worker/data/examples.ts';
 import { dataOf } from '../../worker/data/given.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { type ModelArguments, mustBeExperiment } from '../../worker/experiment.ts';
 import { layers } from '../../worker/layers.ts';
-import { buildModel } from '../../worker/model.ts';
+import { buildModel, type Model } from '../../worker/model.ts';
 import { prepareOptions } from '../../worker/prepare.ts';
 import { exampleWords, modelWords } from '../../worker/words.ts';
 
@@ -178,4 +181,26 @@ describe("a model's words", () => {
     expect([...found!.idsOf(1)]).toEqual([...first.subarray(0, 2)]);
     expect([...found!.idsOf(0)]).toEqual([...first.subarray(2, 4)]);
   });
+});
+
+test('at most so many numbers of vectors are looked at, and of answers', async () => {
+  const most = LIMITS.lookedNumbersMax;
+  const column = { values: new Int32Array(0), shape: [0], vocabulary: TEXTS };
+  const train = { inputs: column } as unknown as Examples;
+  const wordsOf = async (width: number) => {
+    const shapes = [{ name: 'word', width, keysMax: TEXTS.length }];
+    const bindings = [{ table: 'word', field: 'inputs' }];
+    const model = { embeddings: () => [], rows: { shapes, bindings } } as unknown as Model;
+    const none = async () => [{ keys: new Uint32Array(0), values: new Float32Array(0) }];
+    const [words] = await modelWords(model, { train }, none);
+    return words!.words;
+  };
+  expect(await wordsOf(most / 2)).toEqual(['the', 'cat']);
+  expect(await wordsOf(most / 2 + 1)).toEqual(['the']);
+  const answers = (targetSize: number, classCount: number | null = null) =>
+    examplesThatFit({ targetSize, classCount });
+  expect(answers(most / 4)).toBe(4);
+  expect(answers(most / 4 + 1)).toBe(3);
+  // A label becomes a probability of each class.
+  expect(answers(1, most / 4 + 1)).toBe(3);
 });
