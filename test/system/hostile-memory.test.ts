@@ -120,10 +120,9 @@ describe('rooms', () => {
       each.begin();
       each.client.write(GRADIENT.subarray(0, 300));
     }
-    // Several seconds with one push a second, without what takes the rooms back.
-    const from = performance.now();
     for (let i = 0; i < 30; i++) expect(await honest.push()).toBe('applied');
-    expect(performance.now() - from).toBeLessThan(15_000);
+    const { connections } = await createRestClient({ server: url }).status();
+    expect(connections.moved).toBeGreaterThan(0);
     for (const { client } of slow) client.write(GRADIENT.subarray(300));
     for (const each of slow) expect(await each.answer()).toBe('applied');
   });

