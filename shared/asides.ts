@@ -3,8 +3,8 @@ import { CardSchema } from './figure.ts';
 import { LIMITS } from './limits.ts';
 
 /**
- * What a worker tells beside its work, for people who look: how busy its machine is, and a few examples with their
- * predictions. Training depends on none of it.
+ * What a worker tells beside its work, for people who look: how busy its machine is, a few examples with their
+ * predictions, the texts of ids, and what the model can be used for. Training depends on none of it.
  */
 
 /**
@@ -12,7 +12,9 @@ import { LIMITS } from './limits.ts';
  * send nothing of the kind to a server that does not name it.
  */
 export const TAKES_HEADER = 'downpour-takes';
-export const ASIDES = ['machine', 'examples'] as const;
+/** What the facts of data in `join` may have, by its name there. */
+export const JOIN_ASIDES = ['vocabulary', 'uses'] as const;
+export const ASIDES = ['machine', 'examples', ...JOIN_ASIDES] as const;
 export type Aside = (typeof ASIDES)[number];
 
 /** @param header as it came; absent: an older server. */

@@ -1,5 +1,6 @@
 import Type, { type Static, type TSchema } from 'typebox';
 import { Compile } from 'typebox/compile';
+import type { Aside } from './asides.ts';
 import { base64Of, bytesOfBase64 } from './base64.ts';
 import { DownpourError } from './errors.ts';
 import { LIMITS } from './limits.ts';
@@ -129,6 +130,16 @@ export const DataFactsSchema = Type.Object(
       }),
     ),
     vocabulary: vocabulary(),
+    uses: Type.Optional(
+      Type.Array(
+        Type.Union([Type.Literal('predict'), Type.Literal('tfjs')], { description: 'Use.' }),
+        {
+          maxItems: 2,
+          description:
+            'What the model is good for besides its parameters. `predict`: it answers to new data. `tfjs`: it has a form for TensorFlow.js without Downpour. Absent: the worker is of an older release.',
+        },
+      ),
+    ),
     architecture: Type.Optional(
       Type.String({
         maxLength: LIMITS.keptArchitectureBytesMax,
@@ -163,14 +174,33 @@ export interface Transform {
 const validator = Compile(DataFactsSchema);
 
 /**
- * For workers, which need neither how data were read nor an architecture nor the texts of ids, and do not know them if they are
- * of an older release.
+ * For workers, which need neither how data were read nor what their model is, and do not know it if they are of an older
+ * release.
  */
 export function forWorkers(facts: DataFacts): DataFacts {
-  const { reading: _, architecture: __, vocabulary: ___, fields, ...needed } = facts;
-  if (!fields) return needed;
-  return { ...needed, fields: fields.map(({ vocabulary: _, ...field }) => field) };
+  const { reading: _, architecture: __, ...needed } = facts;
+  return factsFor(needed, () => false);
 }
+
+/** For a server: what an older one refuses is left out. @param takes as of the connection to it. */
+export function factsFor(facts: DataFacts, takes: (aside: Aside) => boolean): DataFacts {
+  const { vocabulary, uses, fields, ...known } = facts;
+  const words = takes('vocabulary');
+  const fieldFor = ({ vocabulary, ...field }: FieldFacts): FieldFacts => ({
+    ...field,
+    ...(words && vocabulary && { vocabulary }),
+  });
+  return {
+    ...known,
+    ...(fields && { fields: fields.map(fieldFor) }),
+    ...(words && vocabulary && { vocabulary }),
+    ...(takes('uses') && uses && { uses }),
+  };
+}
+
+/** Whether ids have texts. */
+export const hasVocabulary = ({ vocabulary, fields = [] }: DataFacts): boolean =>
+  vocabulary !== undefined || fields.some((field) => field.vocabulary !== undefined);
 
 /**
  * The text of each id of a field; null: it is not known.

@@ -1,6 +1,12 @@
 import type { ConnectionOptions } from 'node:tls';
 import { bytesOf } from '../shared/codec.ts';
-import { type DataFacts, decodeFacts, encodeFacts } from '../shared/data-facts.ts';
+import {
+  type DataFacts,
+  decodeFacts,
+  encodeFacts,
+  factsFor,
+  hasVocabulary,
+} from '../shared/data-facts.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { LIMITS } from '../shared/limits.ts';
 import type { Log } from '../shared/log.ts';
@@ -16,12 +22,14 @@ import type {
 } from '../shared/protocol.ts';
 import { encodeRows, type TableRows } from '../shared/rows.ts';
 import { onceEach, Said } from '../shared/said.ts';
+import { isForEvaluations } from './batch.ts';
 import { Client } from './client.ts';
 import type { PreparedData } from './data/examples.ts';
 import { dataSummary, factsOf } from './data/facts.ts';
 import { closeSources, collect } from './data/stored.ts';
 import { coverageText, PretrainedTables } from './embeddings/table-vectors.ts';
 import { type Engine, type EngineName, openEngine } from './engine.ts';
+import type { Experiment } from './experiment.ts';
 import { FasterEngine } from './faster-engine.ts';
 import { reportMachine } from './machine.ts';
 import { buildModel, type Model } from './model.ts';
@@ -92,8 +100,8 @@ export interface WorkerResult {
 interface AssignedRun {
   readonly assign: Assign;
   readonly summary: DataSummary;
-  /** The facts of its data, as `join` has them. */
-  readonly facts: Uint8Array;
+  /** What the run keeps about its data. */
+  readonly facts: DataFacts;
   readonly prepared: PreparedData;
   readonly model: Model;
   /** Null: the one of `hello`. */
@@ -101,6 +109,16 @@ interface AssignedRun {
   readonly trainer: Trainer;
   /** Null: no table begins with vectors of a file. */
   readonly pretrained: PretrainedTables | null;
+}
+
+/** What a trained model can be used for. */
+export function usesOf(
+  { predicts, hasTopology }: Pick<Model, 'predicts' | 'hasTopology'>,
+  { batch }: Pick<Experiment, 'batch'>,
+): NonNullable<DataFacts['uses']> {
+  // No file for tf.loadLayersModel has a `batch`.
+  const isFile = hasTopology && !isForEvaluations(batch);
+  return [...(predicts ? (['predict'] as const) : []), ...(isFile ? (['tfjs'] as const) : [])];
 }
 
 /**
@@ -224,6 +242,7 @@ class Worker {
     if (await this.#client.suit(4 * model.layout.exchangedSize)) return;
     if (!(await this.#client.attach(assign, model.layout))) return;
     if (this.#client.connections !== connections) return;
+    const takes: Client['takes'] = (aside) => this.#client.takes(aside);
     const join: Join = {
       type: 'join',
       run: assign.run,
@@ -238,7 +257,12 @@ class Worker {
       ...(engine === null ? {} : { engine }),
       seen: this.#client.seen(assign.run) ?? null,
     };
-    this.#client.send(join, own);
+    if (hasVocabulary(own) && !takes('vocabulary')) {
+      this.#logOnce(
+        `the server is of an older release, which keeps no texts of ids: \`look\` and \`export\` will show ids instead; update the server`,
+      );
+    }
+    this.#client.send(join, encodeFacts(factsFor(own, takes)));
     trainer.noteRejoin();
   }
 
@@ -292,7 +316,13 @@ class Worker {
       log(`run ${run}: ${coverageText(each)}`, { run });
     }
     const { architecture } = model;
-    const encoded = encodeFacts({ ...factsOf(prepared), ...(architecture && { architecture }) });
+    const own: DataFacts = {
+      ...factsOf(prepared),
+      uses: usesOf(model, experiment),
+      ...(architecture && { architecture }),
+    };
+    // If they are too long, it is told now.
+    encodeFacts(own);
     const exchange = this.#client;
     const ranges = rangesFor(model.layout, assign);
     if (ranges.length > 1 && this.#options.reachesShards === false) {
@@ -311,7 +341,7 @@ class Worker {
       ...{ onProgress, onAcknowledged, show },
       ...(pretrained && { frozenRows: (table) => pretrained.frozen(table) }),
     });
-    return { assign, summary, facts: encoded, prepared, model, engine, trainer, pretrained };
+    return { assign, summary, facts: own, prepared, model, engine, trainer, pretrained };
   }
 
   /** A worker that fails at its work gives its leases back, and says why: only its own log would tell otherwise. */

@@ -153,7 +153,9 @@ export interface Model {
   readonly execution: string;
   /** Why steps with code of others are not recorded, as far as is known; null: they are, or were not tried. */
   readonly refusal: string | null;
-  /** What `tf.loadLayersModel` reads, with the parameters loaded; null for a function of variables. */
+  /** It has a topology: it is no function of variables, and not several models. */
+  readonly hasTopology: boolean;
+  /** What `tf.loadLayersModel` reads, with the parameters loaded; null: it has none. */
   topology(): Promise<Record<string, unknown> | null>;
   dispose(): void;
 }
@@ -553,6 +555,10 @@ class BuiltModel implements Model {
       results.push({ layer, kind, activation, values, shape });
     }
     return results;
+  }
+
+  get hasTopology(): boolean {
+    return this.#instance.layersModel !== null;
   }
 
   async topology(): Promise<Record<string, unknown> | null> {

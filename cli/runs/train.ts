@@ -1,6 +1,7 @@
 import { dirname, join, relative, resolve } from 'node:path';
 import { checkpointFolder } from '../../files/checkpoint.ts';
 import { resolveConfig } from '../../shared/config.ts';
+import type { DataFacts } from '../../shared/data-facts.ts';
 import { DownpourError, errorCode } from '../../shared/errors.ts';
 import { isFinal, isOver } from '../../shared/phases.ts';
 import { parseReading } from '../../shared/reading.ts';
@@ -259,7 +260,7 @@ async function conduct(
     if (!options.json) {
       // Only what a reader of ours has read can be read again the same way.
       const { facts } = await client.runData(run.id).catch(() => ({ facts: null }));
-      report(run, checkpoints, options, useOf(facts?.reading));
+      report(run, checkpoints, options, nextUses(run, facts));
     }
     return cut && run.phase === 'finished' ? EXIT.interrupted : exitCodeOfRun(run);
   } finally {
@@ -287,7 +288,7 @@ function report(
   run: RunDetail,
   checkpoints: readonly CheckpointSummary[],
   options: FollowOptions,
-  use: 'predict' | 'sample' | null,
+  { use, format }: NextUses,
 ): void {
   const lines = [
     '',
@@ -321,8 +322,6 @@ function report(
       const more = use === 'predict' ? [NEW_DATA] : [];
       lines.push(`  ${commandLine(use, run.id, options, more)}`);
     }
-    // No file for tf.loadLayersModel holds tables.
-    const format = run.tables?.length ? 'safetensors' : 'tfjs';
     lines.push(`  ${commandLine('export', run.id, options)} --to exported --format ${format}`);
   }
   for (const line of lines) print(line);
@@ -341,11 +340,23 @@ function checkpointPath(
   );
 }
 
-/** What a model is used by; null: it does not know how its data were read. */
-function useOf(reading: string | undefined): 'predict' | 'sample' | null {
-  if (reading === undefined) return null;
+interface NextUses {
+  /** Null: the model does not answer, or does not know how its data were read. */
+  readonly use: 'predict' | 'sample' | null;
+  readonly format: 'safetensors' | 'tfjs';
+}
+
+/** The commands that take the model of a run: no other one is named to the user. @param facts null: none are kept. */
+export function nextUses(
+  { tables }: Pick<RunDetail, 'tables'>,
+  facts: Pick<DataFacts, 'reading' | 'uses'> | null,
+): NextUses {
+  const { reading, uses } = facts ?? {};
+  // TensorFlow.js has no layers for some lookups of tables.
+  const format = uses?.includes('tfjs') && !tables?.length ? 'tfjs' : 'safetensors';
+  if (reading === undefined || uses?.includes('predict') === false) return { use: null, format };
   const known = parseReading(reading);
-  return known.kind === 'text' && known.as === 'next' ? 'sample' : 'predict';
+  return { use: known.kind === 'text' && known.as === 'next' ? 'sample' : 'predict', format };
 }
 
 /** Stands for a file or a folder of the user's. */

@@ -7,7 +7,9 @@ import {
   dataDifference,
   decodeFacts,
   encodeFacts,
+  factsFor,
   forWorkers,
+  hasVocabulary,
   vocabularyOfField,
 } from '../../shared/data-facts.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -47,6 +49,16 @@ describe('a vocabulary of ids', () => {
     // A page is sent it with the data.
     const packed = new Uint8Array(Buffer.concat(packData(dataOf(given))));
     expect(factsOf(prepare(unpackData(packed)))).toEqual(facts);
+  });
+
+  test('is left out for a server that does not take it', () => {
+    for (const given of [named, single]) {
+      const facts = { ...factsOf(prepare(given)), uses: ['predict' as const] };
+      expect(factsFor(facts, () => true)).toEqual(facts);
+      const older = factsFor(facts, (aside) => aside === 'uses');
+      expect(older).toEqual({ ...forWorkers(facts), uses: ['predict'] });
+      expect([hasVocabulary(facts), hasVocabulary(older)]).toEqual([true, false]);
+    }
   });
 
   test('of a reader of texts is known by its fields, also by the names that an experiment gives them', () => {
@@ -149,6 +161,14 @@ describe('a table that begins with vectors of a file', () => {
   test('takes the words that it is given before those of the field', async () => {
     const { rows } = await begun({ words: () => ['bird', 'a'] });
     expect(rows).toEqual([{ keys: Uint32Array.of(0, 1), values: Float32Array.of(3, 4, 5, 6) }]);
+  });
+
+  test('gives all ids of a word its vector', async () => {
+    const { coverage, rows } = await begun({ words: ['dog', '', 'a', 'dog', 'cat', 'dog', ''] });
+    expect(rows).toEqual([
+      { keys: Uint32Array.of(0, 2, 3, 5), values: Float32Array.of(1, 2, 5, 6, 1, 2, 1, 2) },
+    ]);
+    expect(coverage).toMatchObject({ words: 5, found: 4, missing: ['cat'] });
   });
 
   test('without words and without a vocabulary says what to give', async () => {

@@ -1,3 +1,4 @@
+import { JOIN_ASIDES } from '../../shared/asides.ts';
 import { decodeFrame, encodeHeader } from '../../shared/codec.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { GROUPS_HEADER } from '../../shared/groups.ts';
@@ -94,8 +95,8 @@ class PageConnection implements Page {
     this.#socket.onmessage = ({ data }: MessageEvent<unknown>) => this.#receive(data);
     this.#socket.onclose = ({ code, reason }) => this.#closed(code, reason);
     // Client and ShardLinks use nothing of a connection but what a page has.
-    // A page cannot read the header that names what the server takes beside work.
-    this.#events = options.opened(this as unknown as Connection, new Set());
+    // A page cannot read the header that names what the server takes beside work. Its script is of the server's release.
+    this.#events = options.opened(this as unknown as Connection, new Set(JOIN_ASIDES));
   }
 
   get open(): boolean {
