@@ -268,6 +268,12 @@ describe.each(CONFIGS)('a run with tables: %s', (_, tables) => {
   });
 });
 
+test('a table that is too large says how many shards hold it, if a server may have so many', () => {
+  expect(() => tableOf({}, 2 ** 28, 8)).toThrow('start the server with --shards 3');
+  const largest = () => tableOf({}, 2 ** 31, 4_096);
+  expect(largest).toThrow('of a table: use fewer or narrower rows');
+});
+
 test('keys cannot be chosen so that a growing table looks for all of them at one place', () => {
   const index = createRowIndex(tableConfig({ rowsMax: 4_096 }, 'hash'), ALL_ROWS);
   // They lie close together by the product that a map without a secret of its own would use.

@@ -3,6 +3,7 @@ import {
   createCompressionKernels,
 } from '../../../shared/compression-kernels.ts';
 import { DownpourError } from '../../../shared/errors.ts';
+import { LIMITS } from '../../../shared/limits.ts';
 import { MEMORY_BYTES_MAX, Memory, regionBytes } from '../../../shared/memory.ts';
 import type { RowShare } from '../../../shared/row-shards.ts';
 import { createKernels, type Kernels } from '../kernels.ts';
@@ -132,8 +133,11 @@ export class RowMemory {
 
 const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`;
 
-const tooLarge = (name: string, bytes: number, { count }: RowShare) =>
-  new DownpourError(
+function tooLarge(name: string, bytes: number, { count }: RowShare): DownpourError {
+  const needed = Math.ceil((bytes * count) / (0.95 * MEMORY_BYTES_MAX));
+  const more = needed <= LIMITS.shardCountMax ? `start the server with --shards ${needed}, ` : '';
+  return new DownpourError(
     'DP_LAYOUT_INVALID',
-    `table '${name}' with the state of its optimizer takes ${gib(bytes)}${count > 1 ? ` on each of ${count} shards` : ''}; one server or shard holds ${gib(MEMORY_BYTES_MAX)} of a table: start the server with --shards ${Math.ceil((bytes * count) / (0.95 * MEMORY_BYTES_MAX))}, use fewer or narrower rows, or the optimizer adagrad or sgd`,
+    `table '${name}' with the state of its optimizer takes ${gib(bytes)}${count > 1 ? ` on each of ${count} shards` : ''}; one server or shard holds ${gib(MEMORY_BYTES_MAX)} of a table: ${more}use fewer or narrower rows, or the optimizer adagrad or sgd`,
   );
+}
