@@ -209,6 +209,8 @@ export const LIMITS = {
   journalBytesMax: 2 ** 26,
   /** Checkpoints that one of changed rows continues. */
   checkpointLinksMax: 16,
+  /** Downloads of such checkpoints at once: the keys of all their rows are in memory. */
+  joinedDownloadsMax: 8,
   /** Rows of a run that take fewer bytes are written with each checkpoint. */
   checkpointChangesBytesMin: 2 ** 20,
   /** A record in Redis or in the state folder, and the list of all checkpoints of a run. */

@@ -1,10 +1,8 @@
 import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Readable } from 'node:stream';
 import type { FastifyInstance } from 'fastify';
 import Type from 'typebox';
-import { openWhole } from '../../files/whole-checkpoint.ts';
 import { NAME_PATTERN } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -26,6 +24,7 @@ import {
 } from '../../shared/rest.ts';
 import { kindOfModel } from '../../shared/trained-last.ts';
 import type { Coordinator } from '../fleet/coordinator.ts';
+import { JoinedDownloads } from './joined-downloads.ts';
 import {
   BYTES_TYPE,
   type ById,
@@ -263,6 +262,7 @@ function addCheckpoints(
   coordinator: Coordinator,
   checkpointFolder: (run: string) => string,
 ): void {
+  const joined = new JoinedDownloads();
   const Checkpoints = Type.Object({ checkpoints: Type.Array(CheckpointSummarySchema) });
   app.get<ById>(
     '/runs/:id/checkpoints',
@@ -297,7 +297,7 @@ function addCheckpoints(
       }
       const folder = checkpointFolder(id);
       const { bytes, content } = newest.continues
-        ? await wholeContent(folder, newest.file)
+        ? await joined.begin(folder, newest.file)
         : await fileContent(join(folder, newest.file));
       return reply
         .type(BYTES_TYPE)
@@ -314,14 +314,6 @@ function addCheckpoints(
 async function fileContent(path: string) {
   const { size } = await stat(path);
   return { bytes: size, content: createReadStream(path) };
-}
-
-/** A checkpoint whose rows are in several files, as if they were in one. */
-async function wholeContent(folder: string, file: string) {
-  const whole = await openWhole(folder, file);
-  const content = Readable.from(whole.stream(), { objectMode: false });
-  content.once('close', () => void whole.close());
-  return { bytes: whole.bytes, content };
 }
 
 /** @throws DownpourError DP_BODY_INVALID. */
