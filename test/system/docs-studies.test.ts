@@ -17,6 +17,7 @@ import { copyDigits, PAGES, STUDY_PAGES } from '../support/pages.ts';
 const LESS: readonly (readonly [RegExp, string])[] = [
   [/--trials (?!1\b)\d+/, '--trials 4'],
   [/--(epochs|cycle-epochs|repeats) \d+\b(?! --kill)/g, '--$1 1'],
+  [/hyperparameters\.count=\d+/, 'hyperparameters.count=1000'],
   [/(seeds|bagging|snapshots):\d+/, '$1:2'],
   [/^(npx downpour lr-find .*)$/, '$1 --steps 60 --probe-steps 20 --seeds 1'],
   [/^(npx downpour (?:stopping|curve|ablate) (?!.*--repeats).*)$/, '$1 --repeats 1'],
@@ -34,7 +35,7 @@ describe.skipIf(missing)(`the studies of the documentation${missing}`, { timeout
   beforeAll(async () => {
     home = mkdtempSync(join(tmpdir(), 'downpour-studies-'));
     const dataFolder = join(home, 'data');
-    copyDigits(sharedData()!, dataFolder, { train: 2_000, test: 1_000 });
+    copyDigits(sharedData()!, dataFolder, { train: 1_000, test: 1_000 });
     vi.stubEnv('DOWNPOUR_DATA', dataFolder);
     cluster = await Cluster.start(await openEngine({ engine: 'wasm' }));
     const folders = [join(ROOT, 'examples'), FIXTURES];
