@@ -40,6 +40,16 @@ export function answerClasses(
   return isOne && classes && classes.length === classCountOf(answers) ? classes : null;
 }
 
+/** The names of the several answers that an example has; null: there is one, or they have none. */
+export function questionsOf(
+  { kind, perExample }: Pick<Answers, 'kind' | 'perExample'>,
+  { classes, targetNames }: AnswerNames,
+): readonly string[] | null {
+  if (perExample === 1 || kind === 'numbers') return null;
+  const lists = [targetNames, kind === 'binary' ? classes : null];
+  return lists.find((list) => list?.length === perExample) ?? null;
+}
+
 /** @param rows examples of the part that were asked about. @param number how a number is told. */
 export function answerLines(
   answers: Answers,
@@ -63,11 +73,16 @@ export function answerLines(
     }));
   }
   const classes = answerClasses(answers, names);
+  const questions = questionsOf(answers, names);
+  const told = (of: number, i: number) => {
+    const name = className(of, classes);
+    return questions ? `${cut(questions[i % perExample]!, NAME_CHARACTERS)} ${name}` : name;
+  };
   const { classes: chosen, confidence } = decide(probabilitiesOf(answers), classCountOf(answers));
   return Array.from({ length: count }, (_, i) => ({
     ...{ index: i, row: row(i), loss: losses[i]!, confidence: confidence[i]! },
-    truth: className(truths[i]!, classes),
-    answer: className(chosen[i]!, classes),
+    truth: told(truths[i]!, i),
+    answer: told(chosen[i]!, i),
     wrong: chosen[i] !== truths[i],
   }));
 }

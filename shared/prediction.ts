@@ -1,11 +1,12 @@
+import { answerClasses, questionsOf } from './answer-lines.ts';
 import { type Answers, classCountOf, decide, probabilitiesOf } from './answers.ts';
 
 /** What a trained model says to one example, as `predict`, `serve-model` and exported models tell it. */
 
 export interface Prediction {
   /**
-   * The name of a class; or a number; or, of several numbers, each by its name. Of a sequence a list. A model with several
-   * outputs tells each by its name.
+   * The name of a class; or a number; or, of several numbers or questions, each by its name. Of a sequence a list. A model with
+   * several outputs tells each by its name.
    */
   readonly prediction: Told<ToldAnswer>;
   /** The probability of the class. Absent: it is no class. */
@@ -68,18 +69,26 @@ export function predictionsOf(
   const shares = probabilitiesOf(whole);
   const count = classCountOf(whole);
   const decided = decide(shares, count);
-  const nameOf = (c: number) => classes?.[c] ?? String(c);
+  const own = answerClasses(whole, { classes });
+  const nameOf = (c: number) => own?.[c] ?? String(c);
+  const questions = questionsOf(whole, { classes, targetNames });
   const tell = (at: number) => {
-    const own = Array.from(shares.subarray(at * count, (at + 1) * count), shortest);
+    const each = Array.from(shares.subarray(at * count, (at + 1) * count), shortest);
     return {
       prediction: nameOf(decided.classes[at]!),
       confidence: shortest(decided.confidence[at]!),
-      probabilities: Object.fromEntries(own.map((share, c) => [nameOf(c), share])),
+      probabilities: Object.fromEntries(each.map((share, c) => [nameOf(c), share])),
     };
   };
   return Array.from({ length: examples }, (_, i) => {
     if (perExample === 1) return tell(i);
     const each = Array.from({ length: perExample }, (_, k) => tell(i * perExample + k));
+    if (questions) {
+      return joinedParts(
+        questions.map((name, k) => [name, each[k]!] as const),
+        true,
+      );
+    }
     return {
       prediction: each.map(({ prediction }) => prediction),
       confidence: each.map(({ confidence }) => confidence),
@@ -96,21 +105,31 @@ export function joinPredictions(
   outputs: Readonly<Record<string, readonly Prediction[]>>,
 ): Prediction[] {
   const all = Object.entries(outputs);
-  const byName = (i: number, part: keyof Prediction) =>
-    Object.fromEntries(
-      all.flatMap(([name, told]) => {
-        const value = told[i]![part];
-        return value === undefined ? [] : [[name, value]];
-      }),
-    ) as Told<never>;
   const hasClasses = all.some(([, [first]]) => first?.confidence !== undefined);
-  return Array.from({ length: all[0]![1].length }, (_, i) => ({
-    prediction: byName(i, 'prediction'),
+  return Array.from({ length: all[0]![1].length }, (_, i) =>
+    joinedParts(
+      all.map(([name, told]) => [name, told[i]!] as const),
+      hasClasses,
+    ),
+  );
+}
+
+/** Several answers to one example as one. @param hasClasses some of them are classes */
+function joinedParts(
+  parts: readonly (readonly [string, Prediction])[],
+  hasClasses: boolean,
+): Prediction {
+  const byName = (part: keyof Prediction) =>
+    Object.fromEntries(
+      parts.flatMap(([name, told]) => (told[part] === undefined ? [] : [[name, told[part]]])),
+    ) as Told<never>;
+  return {
+    prediction: byName('prediction'),
     ...(hasClasses && {
-      confidence: byName(i, 'confidence'),
-      probabilities: byName(i, 'probabilities'),
+      confidence: byName('confidence'),
+      probabilities: byName('probabilities'),
     }),
-  }));
+  };
 }
 
 /** The part of a prediction that is of one output. */

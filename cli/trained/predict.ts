@@ -222,6 +222,11 @@ function cellsOf(told: Prediction, target: string, of = ''): Headed[] {
     });
   }
   if (typeof prediction === 'object') {
+    if (confidence !== undefined) {
+      return Object.keys(prediction as object).flatMap((name) =>
+        cellsOf(predictionOf(told, name), `${of}${name}`, `${of}${name} `),
+      );
+    }
     return Object.entries(prediction as Record<string, number>).map(([name, cell]): Headed => {
       return [`${of}${name}`, cell];
     });

@@ -1,4 +1,6 @@
 import { expect, test } from 'vitest';
+import { answerLines } from '../../shared/answer-lines.ts';
+import type { Answers } from '../../shared/answers.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { predictionsOf } from '../../shared/prediction.ts';
 import { answersOf } from '../../worker/answers.ts';
@@ -69,4 +71,41 @@ test('one-hot rows that are learnt by a squared error are answered by numbers, w
   // A class number has one name, which is that of none of the three outputs.
   const named = predictionsOf(answers, answers.count, { classes: null, targetNames: ['kind'] });
   expect(Object.keys(named[0]!.prediction)).toEqual(['0', '1', '2']);
+});
+
+test('several questions of yes and no are answered by their names, wherever these stand', () => {
+  const answers: Pick<Answers, 'kind' | 'width' | 'count' | 'outputs'> = {
+    ...{ kind: 'binary', width: 1, count: 6, outputs: Float32Array.of(3, -3, 3, -3, -3, 3) },
+  };
+  const names = ['sunny', 'warm', 'both'];
+  for (const given of [
+    { classes: null, targetNames: names },
+    { classes: names, targetNames: null },
+  ]) {
+    const [first, second] = predictionsOf(answers, 2, given);
+    expect(first!.prediction).toEqual({ sunny: '1', warm: '0', both: '1' });
+    expect(second!.prediction).toEqual({ sunny: '0', warm: '0', both: '1' });
+    expect(first!.confidence).toEqual({ sunny: 0.9525741, warm: 0.9525741, both: 0.9525741 });
+    expect(first!.probabilities).toMatchObject({ sunny: { 1: 0.9525741 }, warm: { 0: 0.9525741 } });
+    const whole: Answers = {
+      ...answers,
+      perExample: 3,
+      losses: new Float64Array(6),
+      truths: new Int32Array(6),
+    };
+    const [line] = answerLines(whole, Int32Array.of(0, 1), given, String);
+    expect([line!.truth, line!.answer]).toEqual(['sunny 0', 'sunny 1']);
+  }
+  // Without names it is a list; one question of two classes has their names.
+  const plain = predictionsOf(answers, 2, { classes: null, targetNames: ['one'] });
+  expect(plain[0]!.prediction).toEqual(['1', '0', '1']);
+  const single = predictionsOf(answers, 6, { classes: ['no', 'yes'], targetNames: ['rain'] });
+  expect(single.map(({ prediction }) => prediction)).toEqual([
+    'yes',
+    'no',
+    'yes',
+    'no',
+    'no',
+    'yes',
+  ]);
 });
