@@ -12,8 +12,8 @@ import { LIMITS } from './limits.ts';
  * send nothing of the kind to a server that does not name it.
  */
 export const TAKES_HEADER = 'downpour-takes';
-/** What the facts of data in `join` may have, by its name there. */
-export const JOIN_ASIDES = ['vocabulary', 'uses'] as const;
+/** What `join` may have: fields of the facts of data, and a model without any trainable tensor. */
+export const JOIN_ASIDES = ['vocabulary', 'uses', 'rowsAlone'] as const;
 export const ASIDES = ['machine', 'examples', ...JOIN_ASIDES] as const;
 export type Aside = (typeof ASIDES)[number];
 

@@ -247,15 +247,22 @@ export const mayThaw = ({ groups = {} }: GroupFields): boolean =>
 
 /**
  * The layout of a model while some groups are frozen: their tensors are behind all others.
- * @param specs with the roles that the model gives them.
+ * @param specs with the roles that the model gives them. @param trainsRows rows of tables are trained, whatever tensors there are.
  * @throws DownpourError DP_LAYOUT_INVALID, also as of `groupOfEach`, or nothing is left to train.
  */
 export function layoutWhile(
   specs: readonly TensorSpec[],
   groups: ParameterGroups | null,
   frozen: readonly string[],
+  trainsRows: boolean,
 ): Layout {
   const own = createLayout(specs);
+  if (own.trainableSize === 0 && !trainsRows) {
+    throw new DownpourError(
+      'DP_LAYOUT_INVALID',
+      'the model has no trainable parameter; set trainable on at least one layer',
+    );
+  }
   if (!groups) return own;
   const groupOfTensor = groupOfEach(own.tensors, groups);
   if (frozen.length === 0) return own;
@@ -265,7 +272,7 @@ export function layoutWhile(
   const isFrozen = (spec: TensorSpec) =>
     frozen.includes(groupOfTensor.get(spec.name) ?? '') && !isCarried(spec);
   const isTrained = (spec: TensorSpec) => spec.role === 'trainable' && !isFrozen(spec);
-  if (!own.tensors.some(isTrained)) {
+  if (!own.tensors.some(isTrained) && !trainsRows) {
     throw new DownpourError(
       'DP_LAYOUT_INVALID',
       `groups: all trainable tensors belong to frozen groups (${frozen.join(', ')}), so there is nothing to train: leave a group or a tensor unfrozen`,

@@ -51,7 +51,7 @@ export interface Layout {
 
 /**
  * Places tensors in the flat vector.
- * @throws DownpourError DP_LAYOUT_INVALID: a doubled or bad name, a bad shape, nothing trainable.
+ * @throws DownpourError DP_LAYOUT_INVALID: a doubled or bad name, a bad shape.
  */
 export function createLayout(specs: readonly TensorSpec[]): Layout {
   const invalid = (what: string) => new DownpourError('DP_LAYOUT_INVALID', what);
@@ -92,9 +92,6 @@ export function createLayout(specs: readonly TensorSpec[]): Layout {
       sizes[role] += size;
       offset += size;
     }
-  }
-  if (sizes.trainable === 0) {
-    throw invalid('the model has no trainable parameter; set trainable on at least one layer');
   }
   const bytesMax = LIMITS.frameBytesMax * LIMITS.shardCountMax;
   if (offset * 4 > bytesMax) {

@@ -191,10 +191,9 @@ export const JoinSchema = Type.Object(
     run: run(),
     experimentHash: hash('As in `assign`.'),
     tensors: Type.Array(TensorSpecSchema, {
-      minItems: 1,
       maxItems: LIMITS.tensorCountMax,
       description:
-        'All tensors of the model, in its order. Those of the first worker of a run bind all others.',
+        'All tensors of the model, in its order; none if it has rows of tables alone. Those of the first worker of a run bind all others.',
     }),
     data: DataSummarySchema,
     facts: facts(

@@ -164,6 +164,10 @@ export function tablesOf({ tables }: TableFields): Tables | null {
   return tables && Object.keys(tables).length > 0 ? tables : null;
 }
 
+/** Some rows are trained: those of a table whose rate is 0 stay as they are. */
+export const trainsRows = ({ tables = {} }: TableFields): boolean =>
+  Object.values(tables).some(({ learningRate }) => learningRate > 0);
+
 /** Tables with their shapes, in the order in which messages have them: by their names. */
 export function rowShapes(fields: TableFields): readonly RowShape[] {
   return Object.entries(fields.tables ?? {})

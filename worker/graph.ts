@@ -433,7 +433,7 @@ function largestDistance(a: Float32Array, b: Float32Array, ends: readonly number
     }
     return { difference: Math.sqrt(difference), norm: Math.sqrt(norm) };
   };
-  const loss = ends.at(-1)!;
+  const loss = ends.at(-1) ?? 0;
   const whole = norms(0, loss).norm;
   let largest = 0;
   let start = 0;

@@ -243,6 +243,14 @@ class Worker {
     if (!(await this.#client.attach(assign, model.layout))) return;
     if (this.#client.connections !== connections) return;
     const takes: Client['takes'] = (aside) => this.#client.takes(aside);
+    if (model.layout.trainableSize === 0 && !takes('rowsAlone')) {
+      const error = new DownpourError(
+        'DP_PROTOCOL_VERSION',
+        `the model of run ${assign.run} has rows of tables alone, and the server is of an older release, which needs a trainable tensor: update the server, or give the model a layer with weights`,
+      );
+      await this.#refuse(assign, error);
+      return;
+    }
     const join: Join = {
       type: 'join',
       run: assign.run,

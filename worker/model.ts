@@ -2,7 +2,7 @@ import type { RunConfig } from '../shared/config.ts';
 import { frozenAt, groupsOf, layoutWhile, type ParameterGroups } from '../shared/groups.ts';
 import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../shared/layout.ts';
 import type { ErrorMeasure } from '../shared/protocol.ts';
-import { rowShapes } from '../shared/tables.ts';
+import { rowShapes, trainsRows } from '../shared/tables.ts';
 import { type ChangeOptions, changed, isForEvaluations, shapeAfter } from './batch.ts';
 import type { Minibatch, PreparedData } from './data/examples.ts';
 import { collect } from './data/stored.ts';
@@ -192,7 +192,7 @@ export async function buildModel(
     const specs = layoutSpecs(createLayout(instance.weights.map(specOf)));
     const groups = groupsOf(config);
     const frozen = frozenAt(groups, 0);
-    const layout = layoutWhile(specs, groups, frozen);
+    const layout = layoutWhile(specs, groups, frozen, trainsRows(config));
     const { objective } = experiment;
     const measures = objective
       ? null
@@ -232,7 +232,7 @@ export async function buildModel(
       ? goalOfMeasures(measures, data)
       : goalOfObjective({ objective: objective!, hyperparameters }, trial.givesGradients);
     return new BuiltModel({
-      ...{ layout, specs, groups, frozen, rows },
+      ...{ layout, specs, groups, frozen, rows, trainsRows: trainsRows(config) },
       instance,
       build,
       changes,
@@ -268,6 +268,8 @@ interface BuiltModelOptions {
   readonly specs: readonly TensorSpec[];
   readonly groups: ParameterGroups | null;
   readonly frozen: readonly string[];
+  /** See `layoutWhile`. */
+  readonly trainsRows: boolean;
   readonly rows: RowsOnDevice | null;
   readonly instance: Instance;
   /** The same model with the initial parameters of another seed. */
@@ -289,6 +291,7 @@ class BuiltModel implements Model {
   readonly specs: readonly TensorSpec[];
   readonly #groups: ParameterGroups | null;
   #frozen: readonly string[];
+  readonly #trainsRows: boolean;
   readonly #rows: RowsOnDevice | null;
   /** The training minibatch that was placed last. */
   #placed: {
@@ -316,6 +319,7 @@ class BuiltModel implements Model {
     this.specs = specs;
     this.#groups = groups;
     this.#frozen = frozen;
+    this.#trainsRows = options.trainsRows;
     this.#rows = options.rows;
     this.errorMeasure = options.errorMeasure;
     this.#build = options.build;
@@ -353,7 +357,7 @@ class BuiltModel implements Model {
     this.#steps.dispose();
     this.#parameters.dispose();
     this.#frozen = frozen;
-    this.#layout = layoutWhile(this.specs, this.#groups, frozen);
+    this.#layout = layoutWhile(this.specs, this.#groups, frozen, this.#trainsRows);
     this.#place();
     return true;
   }

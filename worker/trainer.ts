@@ -360,11 +360,13 @@ class RunTrainer implements Trainer {
       this.#local?.reset();
       this.#carried?.reset();
     }
-    if (payload.length > 0 && local?.fragment !== undefined) {
+    // A model of rows alone has no numbers there, and is at the step of each message.
+    const isNew = payload.length > 0 || this.#options.model.layout.exchangedSize === 0;
+    if (isNew && local?.fragment !== undefined) {
       // What has come is in its place now, and nobody reads it from the payload.
       const values = this.#local!.receive(payload, fragment);
       this.#current = { values, step, generation };
-    } else if (payload.length > 0) {
+    } else if (isNew) {
       this.#current = { values: payload, step, generation };
       this.#observer?.notePull(payload, step, generation, encoding === 'f32');
     }

@@ -1,5 +1,6 @@
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
 import { groupsOf, layoutWhile } from '../../shared/groups.ts';
+import { trainsRows } from '../../shared/tables.ts';
 import { attend, detach, leave, mustAgree, postpone, takeSample, tick } from './run/attendance.ts';
 import {
   type AnswerOf,
@@ -168,7 +169,12 @@ export class Run extends RunView {
     const { vector } = this.#components;
     this.mustBeTrusted(worker);
     const frozen = vector.parameters ? vector.frozen : frozenOf(this.inside);
-    const layout = layoutWhile(join.tensors, groupsOf(this.config), frozen);
+    const layout = layoutWhile(
+      join.tensors,
+      groupsOf(this.config),
+      frozen,
+      trainsRows(this.config),
+    );
     const facts = join.facts ? decodeFacts(payload) : null;
     mustAgree(this.inside, { experimentHash, layout, data, facts });
     if (join.seen && isBelievable(fields, join.seen)) this.#learnLost(join.seen);

@@ -113,7 +113,7 @@ const commands = [
       kind: Type.Literal('create'),
       ...ofRun,
       tensors: Type.Unsafe<readonly TensorSpec[]>(
-        Type.Array(TensorSpecSchema, { minItems: 1, maxItems: LIMITS.tensorCountMax }),
+        Type.Array(TensorSpecSchema, { maxItems: LIMITS.tensorCountMax }),
       ),
       config: RunConfigSchema,
     },

@@ -29,7 +29,7 @@ export class PlacedTensors {
     if (this.#placedFor === frozen.join()) return;
     this.#placedFor = frozen.join();
     const own = createLayout(this.#specs).tensors;
-    const layout = layoutWhile(this.#specs, this.#groups, frozen);
+    const layout = layoutWhile(this.#specs, this.#groups, frozen, false);
     this.exchangedSize = layout.exchangedSize;
     this.#placed = layout.tensors.map((tensor) => ({
       ...tensor,

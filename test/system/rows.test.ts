@@ -1,7 +1,7 @@
 import { writeFileSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { checkpointFolder, readCheckpoint, writeCheckpoint } from '../../files/checkpoint.ts';
 import { listCheckpoints } from '../../files/manifest.ts';
 import { readTensors } from '../../files/tensor-file.ts';
@@ -120,6 +120,91 @@ const countsOf = async (run: string) =>
   (await cluster.client.run(run)).tables!.map(({ name, rows, pretrained, dropped }) => {
     return { name, rows, pretrained, dropped };
   });
+
+describe('a model of rows alone', () => {
+  const file = `${FIXTURES}/rows-alone.ts`;
+  const pairsFile = () => join(cluster.folder, 'pairs.jsonl');
+  /** Some of those that the data have. */
+  const PAIRS = [
+    { user: 7, film: 4 },
+    { user: 14, film: 10 },
+    { user: 21, film: 18 },
+    { user: 17, film: 34 },
+  ];
+  const where = () => ['--server', cluster.url, '--experiments', FIXTURES];
+  async function answersOf(run: string): Promise<number[]> {
+    writeFileSync(pairsFile(), PAIRS.map((pair) => JSON.stringify(pair)).join('\n'));
+    const told = await outputOf('predict', run, pairsFile(), ...where(), '--engine', 'wasm');
+    const lines = told.trim().split('\n').slice(1);
+    return lines.map((line) => Number(line.split(',')[1]));
+  }
+  async function trained(run: string, more: PartialConfig = {}) {
+    const { config } = await loadExperiment(file);
+    await cluster.createRun(run, file, { ...config, ...more });
+    return lossesAtEnd(run, 1);
+  }
+
+  test('is trained, resumed, exported and used as any other', async () => {
+    const losses = await trained('alone');
+    expect(losses.at(-1)!).toBeLessThan(0.1 * losses[0]!);
+    expect((await cluster.client.run('alone')).parameters).toBe(0);
+    const expected = await answersOf('alone');
+    const trueOf = (user: number, film: number) =>
+      Math.sin(user) * Math.cos(film) + 0.5 * Math.cos(user) * Math.sin(2 * film);
+    for (const [i, { user, film }] of PAIRS.entries()) {
+      expect(Math.abs(expected[i]! - trueOf(user, film))).toBeLessThan(0.3);
+    }
+    const to = join(cluster.folder, 'alone');
+    await outputOf('export', 'alone', ...where(), '--to', to, '--format', 'safetensors');
+    const { tensors } = await readTensors(join(to, 'alone.safetensors'));
+    expect(tensors.every(({ name }) => name.startsWith('@table.'))).toBe(true);
+    await outputOf('export', 'alone', ...where(), '--to', to, '--format', 'tfjs');
+    const model = await openModel(tf as never, to);
+    const told = await model.predict(PAIRS);
+    for (const [i, { prediction }] of told.entries()) {
+      expect(prediction).toBeCloseTo(expected[i]!, 4);
+    }
+    model.dispose();
+  });
+
+  test.each([
+    ['int8', { compression: { push: { kind: 'int8' } } }],
+    ['topk', { compression: { push: { kind: 'topk', density: 0.1 } } }],
+    ['bf16', { compression: { push: { kind: 'bf16' }, pull: 'bf16' } }],
+    ['synchronous', { consistency: { mode: 'synchronous' } }],
+    ['clipped', { clip: { norm: 1, value: 0.5 } }],
+  ] as const)('is trained with %s', async (name, more) => {
+    const losses = await trained(`alone-${name}`, { ...more, epochsMax: 8 } as PartialConfig);
+    expect(losses.at(-1)!).toBeLessThan(0.8 * losses[0]!);
+  });
+
+  test('goes on after a stop, on any number of shards, to the bit', async () => {
+    const answers = await answersOf('alone');
+    const { config } = await loadExperiment(file);
+    const move = async (shards: number) => {
+      await cluster.stopWorkers();
+      await cluster.stopServer();
+      await cluster.serve(0, { shards });
+    };
+    for (const [before, after] of [
+      [1, 1],
+      [2, 1],
+      [1, 3],
+    ] as const) {
+      const run = `alone-${before}-${after}`;
+      await move(before);
+      await cluster.createRun(run, file, config!);
+      cluster.work(run, run);
+      await until('some steps are made', async () => (await cluster.client.run(run)).step >= 5);
+      await cluster.client.stop(run);
+      await move(after);
+      await cluster.client.resume(run);
+      await lossesAtEnd(run, 1);
+      expect(await answersOf(run)).toEqual(answers);
+    }
+    await move(1);
+  });
+});
 
 test('rows begin with the vectors of a file, which the server keeps: frozen ones stay, missing ones are learnt', async () => {
   const said: string[] = [];

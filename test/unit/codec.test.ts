@@ -151,7 +151,6 @@ test('layouts differ in hash when names, shapes, roles or order differ', () => {
 });
 
 test.each([
-  [[], /no trainable/],
   [
     [
       { name: 'a', shape: [1], role: 'trainable' as const },

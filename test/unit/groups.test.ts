@@ -110,7 +110,7 @@ describe('the configuration', () => {
 
 describe('patterns', () => {
   const placed = (groups: PartialConfig['groups'], frozen: string[] = []) =>
-    layoutWhile(TENSORS, groupsFrom(groups), frozen);
+    layoutWhile(TENSORS, groupsFrom(groups), frozen, false);
 
   test('that match nothing are refused with the nearest name', () => {
     expect(() => placed({ a: { pattern: 'weigths' } })).toThrow(
@@ -126,7 +126,7 @@ describe('patterns', () => {
     ['quite/*', 'matches no tensor of the model; The tensors are judge/dense/kernel'],
   ])('of a layer that matches nothing names the nearest layer: %s', (pattern, words) => {
     const tensors = [{ name: 'judge/dense/kernel', shape: [2], role: 'trainable' as const }];
-    const seen = () => layoutWhile(tensors, groupsFrom({ a: { pattern } }), []);
+    const seen = () => layoutWhile(tensors, groupsFrom({ a: { pattern } }), [], false);
     let told = 'nothing was refused';
     try {
       seen();
@@ -144,6 +144,12 @@ describe('patterns', () => {
 
   test('may not freeze all that is trained', () => {
     expect(() => placed({ a: { pattern: '*' } }, ['a'])).toThrow('there is nothing to train');
+    // Rows of tables are trained then, and a model may have no others.
+    expect(layoutWhile(TENSORS, groupsFrom({ a: { pattern: '*' } }), ['a'], true)).toMatchObject({
+      trainableSize: 0,
+    });
+    expect(() => layoutWhile([], null, [], false)).toThrow('no trainable parameter');
+    expect(layoutWhile([], null, [], true)).toMatchObject({ tensors: [], size: 0 });
   });
 
   test('move frozen tensors behind all others, in their order', () => {
@@ -419,6 +425,6 @@ describe('with several workers', () => {
 });
 
 test('a run without groups has the layout of its model', () => {
-  expect(layoutWhile(TENSORS, null, [])).toEqual(createLayout(TENSORS));
+  expect(layoutWhile(TENSORS, null, [], false)).toEqual(createLayout(TENSORS));
   expect(createRun({}).frozenGroups).toBeNull();
 });

@@ -50,8 +50,11 @@ export class LoadedParameters {
     this.#weights = weights;
     this.#holdStatistics();
     const values = new Float32Array(this.#layout.size);
-    const flat = tf.tidy(() => tf.concat1d(weights.map(({ variable }) => flatten(variable))));
-    values.set(await read(flat));
+    // A model may have rows of tables alone.
+    if (weights.length > 0) {
+      const flat = tf.tidy(() => tf.concat1d(weights.map(({ variable }) => flatten(variable))));
+      values.set(await read(flat));
+    }
     this.#values = values;
     this.#carried = null;
     this.#isUploaded = true;

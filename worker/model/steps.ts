@@ -297,7 +297,7 @@ function groupGradients(
       if (tables.length > 0) take([loss], tables);
       return tf.scalar(0);
     },
-    [trained[0]!.variable],
+    [trained[0]?.variable ?? tables[0]!],
     undefined,
     true,
   );

@@ -9,6 +9,7 @@ import {
 } from '../../../shared/groups.ts';
 import type { Layout } from '../../../shared/layout.ts';
 import type { RunDetail } from '../../../shared/rest.ts';
+import { trainsRows } from '../../../shared/tables.ts';
 import { groupRateOf, unscheduledRateOf } from '../group-rules.ts';
 import type { GroupStep } from '../step-options.ts';
 import type { VectorPlaces } from '../vectors.ts';
@@ -75,7 +76,8 @@ export function fitGroups(inside: RunInternals): boolean {
 /** The layout that the vectors of a checkpoint have; null: it has none. */
 export function layoutOfState({ options, tensors, ...state }: RunState): Layout | null {
   const groups = groupsOf(options.config);
-  return tensors && layoutWhile(tensors, groups, frozenAt(groups, scheduleStepOf(state)));
+  const frozen = frozenAt(groups, scheduleStepOf(state));
+  return tensors && layoutWhile(tensors, groups, frozen, trainsRows(options.config));
 }
 
 /** The vector has its places: so much may be kept of workers and of their pushes. */

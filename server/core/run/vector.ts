@@ -10,6 +10,7 @@ import { fragmentsOf, type PushKind } from '../../../shared/local-steps.ts';
 import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import { ALL_ROWS } from '../../../shared/row-shards.ts';
+import { trainsRows } from '../../../shared/tables.ts';
 import type { CompensationUse } from '../compensation.ts';
 import type { Clip } from '../fused.ts';
 import type { PushWeight } from '../gathered.ts';
@@ -122,7 +123,8 @@ export class Vector {
    * @throws DownpourError DP_LAYOUT_INVALID.
    */
   place(specs: readonly TensorSpec[], frozen: readonly string[]): VectorPlaces {
-    const layout = layoutWhile(specs, groupsOf(this.#config), frozen);
+    const groups = groupsOf(this.#config);
+    const layout = layoutWhile(specs, groups, frozen, trainsRows(this.#config));
     const ranges = rangesOf(layout, this.#shards?.count ?? 1, this.#config);
     // Here, where a worker is told, not on the other shards.
     for (const range of ranges)
