@@ -300,6 +300,28 @@ describe('a gradient whose square is infinite in float32', () => {
     },
   );
 
+  test('so is one by Adagrad of which a few squares have an infinite sum; others forget them', () => {
+    for (const [kind, outcome] of [
+      ['adagrad', 'rejected'],
+      ['adam', 'applied'],
+    ] as const) {
+      const run = createRun({ nonFiniteMax: 100, optimizer: { kind } });
+      const worker = new VirtualWorker(run, problem);
+      worker.train(() => run.step === 3);
+      for (let i = 0; i < 6; i++) {
+        pullWork(run, worker);
+        const answer = worker.push(0, (payload) => {
+          payload[0] = 9e18;
+        });
+        expect(answer?.outcome).toBe(outcome);
+      }
+      pullWork(run, worker);
+      const before = exchanged(run);
+      expect(worker.push()?.outcome).toBe('applied');
+      if (kind === 'adagrad') expect(exchanged(run)[0]).not.toBe(before[0]);
+    }
+  });
+
   test.each([
     ['an optimizer that keeps none', { learningRate: 1e-26 }],
     ['clip.norm', { optimizer: { kind: 'adam' }, clip: { norm: 1 } }],

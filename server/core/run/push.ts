@@ -49,17 +49,26 @@ export interface PushConsequences extends StepConsequences {
  * that parameter again, and nothing would say so.
  */
 const SQUARED_MAX = 2 ** 63;
+/** The same where squares are added up, as Adagrad does: a million of such gradients have a finite sum. */
+const SUMMED_MAX = 2 ** 53;
 
 /** @param squares Σ g² of the parameters. @param rowSquares the same of the rows. */
 function overflow(
-  { optimizer, groups = {}, tables = {} }: RunConfig,
+  { optimizer, groups = {}, tables = {}, clip }: RunConfig,
   squares: number,
   rowSquares: number,
 ): boolean {
-  const keep = (parts: readonly { readonly optimizer: OptimizerConfig | null }[]) =>
-    parts.some((part) => part.optimizer !== null && keepsSquares(part.optimizer.kind));
-  if (squares > SQUARED_MAX ** 2 && keep([{ optimizer }, ...Object.values(groups)])) return true;
-  return rowSquares > SQUARED_MAX ** 2 && keep(Object.values(tables));
+  const isTooLarge = (
+    sum: number,
+    parts: readonly { readonly optimizer: OptimizerConfig | null }[],
+  ) =>
+    parts.some(({ optimizer: own }) => {
+      if (own === null || !keepsSquares(own.kind)) return false;
+      const most = own.kind === 'adagrad' ? SUMMED_MAX : SQUARED_MAX;
+      return sum > most ** 2 && (clip.norm ?? Infinity) > most;
+    });
+  if (isTooLarge(squares, [{ optimizer }, ...Object.values(groups)])) return true;
+  return isTooLarge(rowSquares, Object.values(tables));
 }
 
 export class Pushes {
@@ -217,8 +226,7 @@ export class Pushes {
     const rowSquares = tables === null ? 0 : tables.squares(limit) + squaresElsewhere(others);
     const squares = parameters.squares(staged, limit) + (others?.squares ?? 0);
     const given = Math.sqrt(squares + rowSquares);
-    const isClipped = outer || (clip.norm ?? Infinity) <= SQUARED_MAX;
-    const overflows = given > SQUARED_MAX && !isClipped && overflow(of.config, squares, rowSquares);
+    const overflows = given > SUMMED_MAX && !outer && overflow(of.config, squares, rowSquares);
     if (loss === null || !Number.isFinite(given) || overflows) {
       this.#retry(now);
       const message = this.#then.nonFinite(push.step, overflows);

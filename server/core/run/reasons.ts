@@ -42,7 +42,7 @@ export function nonFiniteText(inside: RunInternals, readStep: number, overflows:
   const { options, fields, components } = inside;
   const { nonFiniteMax, clip } = options.config;
   const what = overflows
-    ? 'gradient is so large that its square, which the optimizer keeps, is infinite in float32'
+    ? 'gradient is so large that its square, which the optimizer keeps, is infinite in float32, or soon would be in a sum'
     : 'loss or gradient is NaN or infinite';
   const count = `${fields.nonFiniteInRow} in a row, the run counts as diverged at ${nonFiniteMax}`;
   if (fields.initialLoss === null) {
