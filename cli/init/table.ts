@@ -389,18 +389,26 @@ function chooseInputs(
   const dates: ColumnProfile[] = [];
   let dateOrder: DateOrder | undefined;
   const texts: ColumnProfile[] = [];
-  const ignored: { profile: ColumnProfile; why: string; more: string; isSoft: boolean }[] = [];
+  /** `more` goes on after the reason in a note, `fix` where there is no file that could be changed. */
+  const ignored: {
+    profile: ColumnProfile;
+    why: string;
+    more: string;
+    fix: string;
+    isSoft: boolean;
+  }[] = [];
   for (const profile of table.columns) {
     if (profile === target) continue;
     const { kind, reason, remedy, mayBeKinds } = judgeColumn(profile);
-    const leave = (why: string, more = '', isSoft = false) => {
-      ignored.push({ profile, why, more, isSoft });
+    const leave = (why: string, more = '', isSoft = false, fix = '') => {
+      ignored.push({ profile, why, more, fix, isSoft });
     };
     if (!USABLE.has(kind)) {
       const asKinds = mayBeKinds
         ? '; if these are categories, move the column from `ignore` to `categorical`'
         : '';
-      leave(reason, remedy === '' ? '' : `; ${remedy}${asKinds}`);
+      const fix = remedy === '' ? '' : `; ${remedy}`;
+      leave(reason, fix === '' ? '' : `${fix}${asKinds}`, false, fix);
       continue;
     }
     const disguise = targetInDisguise(profile, target);
@@ -428,7 +436,7 @@ function chooseInputs(
     // Nothing better is there: a line y = 2x + 1 may be learnt.
     const kept = ignored.findIndex(({ isSoft }) => isSoft);
     const left = ignored
-      .map(({ profile, why }) => `${quotedText(profile.name)} (${why})`)
+      .map(({ profile, why, fix }) => `${quotedText(profile.name)} (${why}${fix})`)
       .join(', ');
     if (kept < 0) {
       throw new DownpourError(

@@ -433,6 +433,13 @@ describe('init on columns that say nothing, or too much', () => {
     }
   });
 
+  test('says what to do about columns where none is left', async () => {
+    const rows = { size: (row: number) => `${1 + row},001.5`, price: quantity.price };
+    expect(await init(table(rows))).toMatch(
+      /^DP_USAGE .*no column is left to predict 'price' from: 'size' \(it has .*; --thousands , reads it as 1001.5; otherwise write them as 1234.5\)$/,
+    );
+  });
+
   test('keeps the only column there is, and says what is odd about it', async () => {
     const said = await init(table({ x: (row) => row, y: (row) => 2 * row + 1 }), {
       task: 'regression',
