@@ -181,7 +181,7 @@ export class LocalSteps {
     else for (let i = 0; i < n; i++) change[i] = pulled[i]! - at[i]!;
     // What is not finite stays in an optimizer's state for good.
     const own = fragments ? at.subarray(0, n) : change;
-    if (!Number.isFinite(loss) || !Number.isFinite(normAndFinite(own))) this.#restart();
+    if (!Number.isFinite(loss) || !isFiniteAll(own) || this.#isSpoilt) this.#restart();
     this.#pushed++;
     return { loss, payload, discard: () => void this.#payloads.push(payload) };
   }
@@ -199,6 +199,11 @@ export class LocalSteps {
     if (this.#before === null) return;
     for (const [symbol, values] of this.#kept) this.#optimizer.slots[symbol]!.set(values);
     this.#step = this.#before;
+  }
+
+  /** The square of a gradient may be infinite where it is not: its parameter would never move again. */
+  get #isSpoilt(): boolean {
+    return !Object.values(this.#optimizer.slots).every(isFiniteAll);
   }
 
   /** What is not finite is left behind: it goes on from the parameters of the server. */
@@ -254,3 +259,5 @@ export class LocalSteps {
     return moved;
   }
 }
+
+const isFiniteAll = (values: Float32Array) => Number.isFinite(normAndFinite(values));

@@ -465,3 +465,20 @@ test('what is not finite leaves nothing behind on the worker', async () => {
   expect(await worker!.push()).toMatchObject({ outcome: 'applied' });
   expect(run.step).toBe(1);
 });
+
+test('a gradient whose square is infinite does not keep its parameter from moving for good', async () => {
+  const { workers } = begun({ local: { steps: 2 }, optimizer: { kind: 'adam' } }, 1);
+  const [worker] = workers;
+  worker!.pull();
+  const { lease, theta, local } = worker!.held!;
+  const changeBy = async (first: number) => {
+    const taken = await worker!.steps.take(lease, theta, local!, async () => {
+      const gradient = new Float32Array(EXCHANGED);
+      gradient[0] = first;
+      return { loss: 1, gradient, discard: () => {} };
+    });
+    return taken!.payload[0];
+  };
+  await changeBy(1e25);
+  expect(await changeBy(1)).not.toBe(0);
+});
