@@ -16,7 +16,10 @@ const { values } = parseArgs({
 const first = Number(values.seed);
 const count = Number(values.seeds);
 const began = performance.now();
-const sums = { events: 0, steps: 0, crashes: 0, failovers: 0, cuts: 0, rowSteps: 0 };
+const sums = {
+  ...{ events: 0, steps: 0, crashes: 0, failovers: 0, cuts: 0, rowSteps: 0 },
+  ...{ onShards: 0, shardsKilled: 0 },
+};
 const phases = new Map<string, number>();
 const violations: Violation[] = [];
 for (let seed = first; seed < first + count; seed++) {
@@ -28,6 +31,8 @@ for (let seed = first; seed < first + count; seed++) {
     sums.failovers += summary.failovers;
     sums.cuts += summary.cuts;
     sums.rowSteps += summary.rowSteps;
+    if (summary.shards > 1) sums.onShards++;
+    sums.shardsKilled += summary.shardsKilled;
     phases.set(summary.phase, (phases.get(summary.phase) ?? 0) + 1);
     if (count === 1) console.log(summary);
   } catch (error) {
@@ -46,6 +51,6 @@ for (let seed = first; seed < first + count; seed++) {
   }
 }
 console.log(
-  `${count} seeds, ${sums.events} events, ${sums.steps} steps, ${sums.crashes} crashes of the server, ${sums.failovers} of them with a standby, ${sums.cuts} cut connections, ${sums.rowSteps} updates of rows: ${violations.length} violations (${[...phases].map(([phase, n]) => `${n} ${phase}`).join(', ')})`,
+  `${count} seeds, ${sums.events} events, ${sums.steps} steps, ${sums.crashes} crashes of the server, ${sums.failovers} of them with a standby, ${sums.cuts} cut connections, ${sums.rowSteps} updates of rows, ${sums.onShards} clusters with shards, ${sums.shardsKilled} shards killed: ${violations.length} violations (${[...phases].map(([phase, n]) => `${n} ${phase}`).join(', ')})`,
 );
 process.exit(violations.length > 0 ? 1 : 0);

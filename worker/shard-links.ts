@@ -39,6 +39,8 @@ export interface ShardLinksOptions {
   readonly handshakeMs: number;
   readonly closeMs: number;
   readonly now: () => number;
+  /** Opens a connection; default: over the network. */
+  readonly dial?: typeof dial;
   /** All parts of a pull are there. */
   readonly complete: () => void;
   /** A connection is lost, or a shard says what this worker does not understand. */
@@ -117,6 +119,7 @@ export class ShardLinks {
 
   async #connect(index: number, address: ShardAddress): Promise<void> {
     const { server, session, headers, tls, handshakeMs, closeMs, localSocket } = this.#options;
+    const { dial: open = dial } = this.#options;
     const url = new URL(server);
     if (address.host !== null) {
       url.hostname = address.host.includes(':') ? `[${address.host}]` : address.host;
@@ -129,7 +132,7 @@ export class ShardLinks {
         reject(error);
         if (!this.#closed) this.#options.lost(error);
       };
-      const dialing = dial({
+      const dialing = open({
         url: url.href,
         path,
         handshakeMs,

@@ -155,6 +155,11 @@ export class Shard {
     return this.#runs.size;
   }
 
+  /** What it holds of a run, for those who look; null: nothing. */
+  heldOf(run: string): Pick<HeldRun, 'layout' | 'parameters' | 'rows'> | null {
+    return this.#runs.get(run) ?? null;
+  }
+
   /** The longest that a worker of any run may be silent. */
   get leaseMs(): number {
     const seconds = [...this.#runs.values()].map(({ config }) => config.leaseSeconds);

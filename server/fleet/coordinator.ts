@@ -306,8 +306,9 @@ export class Coordinator {
     this.listing.add(run);
   }
 
-  /** Takes over a run from the state store. */
+  /** Takes over a run from the state store. One that was read before the loss of a shard is read again after it. */
   adopt(run: Run): void {
+    if (this.#resting) return;
     this.reports.began(run);
     this.#enter(run);
     this.replication?.began(run);

@@ -136,40 +136,49 @@ export async function restoreShards(
 ): Promise<NamedTensor[]> {
   const file = await openCheckpointTensors(folder, manifest);
   try {
-    if (!state.tensors || !state.parameters || state.initialisations === 0) return [];
-    const { id: run, config } = state.options;
-    const layout = layoutOfState(state)!;
-    const tensors = layoutSpecs(layout);
-    const ranges = rangesOf(layout, pool.count, config);
-    const sizes = vectorSizes(config, layout, state.parameters);
-    if (state.best) sizes.set(BEST, layout.exchangedSize);
-    for (let index = 1; index < ranges.length; index++) {
-      const range = ranges[index]!;
-      pool.tellOne(index, { kind: 'create', run, tensors, config });
-      for (const [name, size] of sizes) {
-        for await (const { start, values } of readRange(file, layout, name, size, range)) {
-          pool.tellOne(index, { kind: 'write', run, name, start: start - range.start }, values);
-          await pool.drained(index);
-        }
-      }
-      pool.tellOne(index, {
-        kind: 'restore',
-        run,
-        state: state.parameters,
-        best: state.best ? RESTORED_BEST : null,
-        workers: state.workers.map(([worker, sequence]) => [worker, sequence]),
-      });
-    }
-    const own = await ownTensors(file, layout, sizes, ranges[0]!);
-    return ranges.length > 1 ? [...own, ...(await restoreRows(pool, file, state))] : own;
+    return await giveShards(pool, file, state);
   } finally {
     await file.close();
   }
 }
 
+/** The same from a file that is open. @returns as `restoreShards`. */
+export async function giveShards(
+  pool: ShardPool,
+  file: Pick<OpenTensors, 'size' | 'read'>,
+  state: RunState,
+): Promise<NamedTensor[]> {
+  if (!state.tensors || !state.parameters || state.initialisations === 0) return [];
+  const { id: run, config } = state.options;
+  const layout = layoutOfState(state)!;
+  const tensors = layoutSpecs(layout);
+  const ranges = rangesOf(layout, pool.count, config);
+  const sizes = vectorSizes(config, layout, state.parameters);
+  if (state.best) sizes.set(BEST, layout.exchangedSize);
+  for (let index = 1; index < ranges.length; index++) {
+    const range = ranges[index]!;
+    pool.tellOne(index, { kind: 'create', run, tensors, config });
+    for (const [name, size] of sizes) {
+      for await (const { start, values } of readRange(file, layout, name, size, range)) {
+        pool.tellOne(index, { kind: 'write', run, name, start: start - range.start }, values);
+        await pool.drained(index);
+      }
+    }
+    pool.tellOne(index, {
+      kind: 'restore',
+      run,
+      state: state.parameters,
+      best: state.best ? RESTORED_BEST : null,
+      workers: state.workers.map(([worker, sequence]) => [worker, sequence]),
+    });
+  }
+  const own = await ownTensors(file, layout, sizes, ranges[0]!);
+  return ranges.length > 1 ? [...own, ...(await restoreRows(pool, file, state))] : own;
+}
+
 /** The numbers of a range of one of the vectors, piece by piece. @yields places in the whole vector. */
 async function* readRange(
-  file: OpenTensors,
+  file: Pick<OpenTensors, 'read'>,
   layout: Layout,
   name: string,
   size: number,
@@ -193,7 +202,7 @@ async function* readRange(
 }
 
 async function ownTensors(
-  file: OpenTensors,
+  file: Pick<OpenTensors, 'read'>,
   layout: Layout,
   sizes: ReadonlyMap<string, number>,
   range: Range,

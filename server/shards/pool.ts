@@ -41,7 +41,27 @@ export interface ShardPoolOptions {
   /** Monotonic, ms. */
   readonly now: () => number;
   readonly log: (line: string) => void;
+  /** Opens a connection; default: over the network. */
+  readonly dial?: typeof dial;
+  readonly timers?: PoolTimers;
 }
+
+/** What calls back after, or every, so many ms. Each answers what ends it. Default: the timers of Node. */
+export interface PoolTimers {
+  after(ms: number, act: () => void): () => void;
+  every(ms: number, act: () => void): () => void;
+}
+
+const NODE_TIMERS: PoolTimers = {
+  after(ms, act) {
+    const timer = setTimeout(act, ms);
+    return () => clearTimeout(timer);
+  },
+  every(ms, act) {
+    const timer = setInterval(act, ms).unref();
+    return () => clearInterval(timer);
+  },
+};
 
 const HANDSHAKE_MS = 10_000;
 const CLOSE_MS = 2_000;
@@ -79,7 +99,7 @@ export class ShardPool implements RunShards {
   /** By index − 1, all of them taken; and those that are being opened. */
   #links: ShardLink[] = [];
   readonly #opening = new Set<{ end(): void }>();
-  readonly #beat: NodeJS.Timeout;
+  readonly #endBeat: () => void;
   #beatAt: number;
   /** Addresses of those that have gone or were silent. */
   readonly #suspects = new Set<string>();
@@ -104,8 +124,11 @@ export class ShardPool implements RunShards {
     this.#silenceMs = options.silenceMs ?? LIMITS.shardSilenceMs;
     this.#beatAt = options.now();
     const beatMs = Math.min(LIMITS.shardBeatMs, this.#silenceMs / 4);
-    this.#beat = setInterval(() => this.#tick(beatMs), beatMs);
-    this.#beat.unref();
+    this.#endBeat = this.#timers.every(beatMs, () => this.#tick(beatMs));
+  }
+
+  get #timers(): PoolTimers {
+    return this.#options.timers ?? NODE_TIMERS;
   }
 
   /** Where workers find the other shards. */
@@ -163,18 +186,18 @@ export class ShardPool implements RunShards {
   }
 
   async #connect(index: number, found: FoundShard): Promise<ShardLink> {
-    const { access, tls: secure, now, token } = this.#options;
+    const { access, tls: secure, now, token, dial: open = dial } = this.#options;
     const given = access();
     const tls = secure();
     const url = tls ? found.url.replace(/^ws:/, 'wss:') : found.url;
     const path = await findLocalSocket(url);
     return new Promise((resolve, reject) => {
-      let timer: NodeJS.Timeout | undefined;
+      let endTimer = () => {};
       let settled = false;
       const opening = { end: () => dialing.abort() };
       const settle = () => {
         settled = true;
-        clearTimeout(timer);
+        endTimer();
         this.#opening.delete(opening);
       };
       const fail = (why: string) => {
@@ -182,7 +205,7 @@ export class ShardPool implements RunShards {
         this.#suspects.add(found.url);
         reject(new DownpourError('DP_SHARD_LOST', `shard ${index} at ${found.url}: ${why}`));
       };
-      const dialing = dial({
+      const dialing = open({
         url: `${url}/control`,
         ...(tls ? { tls } : {}),
         path,
@@ -193,10 +216,10 @@ export class ShardPool implements RunShards {
           const link = new ShardLink(index, found, connection, now());
           opening.end = () => connection.terminate();
           // It may take connections and do nothing more: one that is stopped does.
-          timer = setTimeout(() => {
+          endTimer = this.#timers.after(HANDSHAKE_MS, () => {
             link.why = `it does not say that it is taken within ${HANDSHAKE_MS / 1000} s`;
             connection.terminate();
-          }, HANDSHAKE_MS);
+          });
           const { count } = this;
           connection.send({ type: 'take', index, count, token } satisfies ToShardControl);
           return {
@@ -345,7 +368,7 @@ export class ShardPool implements RunShards {
 
   async close(): Promise<void> {
     this.#closing = true;
-    clearInterval(this.#beat);
+    this.#endBeat();
     for (const opening of this.#opening) opening.end();
     for (const { connection } of this.#links) connection.close(1000);
     await this.#options.source.close();

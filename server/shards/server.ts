@@ -66,7 +66,10 @@ export async function serveShard(options: ShardServerOptions): Promise<ServingSh
   const { host, port, tokens, log, signal } = options;
   const access = new Access(tokens, log);
   const tls = options.tls && new TlsMaterial(options.tls, log);
-  const state = new ShardServer(log, options.memoryBytesMax ?? defaultBytesMax());
+  const memoryBytesMax = options.memoryBytesMax ?? defaultBytesMax();
+  const now = () => performance.now();
+  const soon = (act: () => void) => void setImmediate(act);
+  const state = new ShardServer({ log, memoryBytesMax, now, soon });
   let local: LocalListener | null = null;
   const answer: RequestListener = (request, response) => {
     if (request.method !== 'GET' || request.url !== '/health') {
@@ -165,12 +168,15 @@ interface Control {
 }
 
 /** One coordinator at a time, and the workers that it has told this shard's address. */
-class ShardServer {
+export class ShardServer {
   readonly #log: (line: string) => void;
+  /** Monotonic, ms. */
+  readonly now: () => number;
+  readonly #soon: (act: () => void) => void;
   #shard: Shard | null = null;
   /** The coordinator. */
   #control: Control | null = null;
-  #tickedAt = performance.now();
+  #tickedAt: number;
   readonly #sessions = new Map<string, ShardSession>();
   /** Sessions of workers that the coordinator knows. */
   readonly #admitted = new Set<string>();
@@ -182,9 +188,18 @@ class ShardServer {
   /** What is answered once they are. */
   readonly #lists: List[] = [];
 
-  constructor(log: (line: string) => void, memoryBytesMax: number) {
+  /** @param options.soon calls back when what has come meanwhile is dealt with. */
+  constructor(options: {
+    readonly log: (line: string) => void;
+    readonly memoryBytesMax: number;
+    readonly now: () => number;
+    readonly soon: (act: () => void) => void;
+  }) {
+    const { log, memoryBytesMax, now, soon } = options;
     this.#log = log;
-    const now = () => performance.now();
+    this.now = now;
+    this.#soon = soon;
+    this.#tickedAt = now();
     this.line = new WaitingLine(new MemoryBudget(now, memoryBytesMax), now);
   }
 
@@ -207,7 +222,7 @@ class ShardServer {
   }
 
   tick(): void {
-    const now = performance.now();
+    const now = this.now();
     const pauseMs = now - this.#tickedAt - TICK_MS;
     this.#tickedAt = now;
     this.line.tick();
@@ -232,7 +247,7 @@ class ShardServer {
   // The coordinator.
 
   #controlled(connection: Connection): ConnectionEvents {
-    const control: Control = { connection, token: null, heardMs: performance.now() };
+    const control: Control = { connection, token: null, heardMs: this.now() };
     const fail = (error: DownpourError) => {
       this.#log(`control: ${error.code} ${error.message}`);
       this.#refuse(control, error);
@@ -250,7 +265,7 @@ class ShardServer {
       malformed: fail,
       broken: (error) => this.#log(`control: ${error.code} ${error.message}`),
       alive: () => {
-        control.heardMs = performance.now();
+        control.heardMs = this.now();
       },
       closed: () => {
         if (this.#control !== control) return;
@@ -319,7 +334,7 @@ class ShardServer {
     const shard = this.#shard;
     if (this.#copying || !shard) return;
     this.#copying = true;
-    setImmediate(() => {
+    this.#soon(() => {
       this.#copying = false;
       // Another coordinator may have taken over.
       if (this.#shard !== shard) return;
@@ -415,14 +430,15 @@ class ShardSession {
   asks: string | null = null;
   /** The same, when the coordinator has said so too. */
   session: string | null = null;
-  readonly #openedMs = performance.now();
-  #lastSeen = performance.now();
+  readonly #openedMs: number;
+  #lastSeen: number;
 
   #answerBytes = 0;
 
   constructor(connection: Connection, server: ShardServer, holder: string | null) {
     this.#connection = connection;
     this.#server = server;
+    this.#openedMs = this.#lastSeen = server.now();
     this.#desk = new LandingDesk(server.line, connection, holder, (error) => this.fail(error));
   }
 
@@ -433,7 +449,7 @@ class ShardSession {
     malformed: (error) => this.fail(error),
     broken: () => {},
     alive: () => {
-      this.#lastSeen = performance.now();
+      this.#lastSeen = this.#server.now();
     },
     closed: () => {
       this.#desk.leave();
@@ -566,7 +582,7 @@ class ShardSession {
   }
 
   tick(): void {
-    const now = performance.now();
+    const now = this.#server.now();
     const silentMs = now - this.#lastSeen;
     // The server knows better whether a worker lives; this ends what it has never heard of.
     if (this.session === null && now - this.#openedMs > LIMITS.attachMs) {

@@ -1,5 +1,6 @@
 import type { RunConfig } from '../../shared/config.ts';
 import { mix, STREAMS } from '../../shared/random.ts';
+import { shardOfRow } from '../../shared/row-shards.ts';
 import type { TableRows } from '../../shared/rows.ts';
 import { rowShapes, type TableConfig } from '../../shared/tables.ts';
 
@@ -86,11 +87,14 @@ function copyOf({ tables, captures, rowStep }: ModelState): ModelState {
 export class RowModel {
   readonly names: readonly string[];
   readonly #configs: readonly TableConfig[];
+  readonly #shards: number;
   #state: ModelState;
   /** The state before the last push. */
   #before: ModelState | null = null;
 
-  constructor(config: RunConfig, state: ModelState | null = null) {
+  /** @param shards that have the rows together: each admits its share of new ones. */
+  constructor(config: RunConfig, state: ModelState | null = null, shards = 1) {
+    this.#shards = shards;
     this.names = rowShapes(config).map(({ name }) => name);
     this.#configs = this.names.map((name) => config.tables![name]!);
     const fresh = (): ModelTable => ({
@@ -124,10 +128,14 @@ export class RowModel {
     if (kept) this.#state.captures.set(as, kept);
   }
 
-  facts(): { name: string; rows: number; pretrained: number; dropped: number }[] {
-    return this.#state.tables.map(({ rows, pretrained, dropped }, i) => {
-      return { name: this.names[i]!, rows: rows.size, pretrained: pretrained.size, dropped };
-    });
+  /** @param shards of which those of the first one are wanted. */
+  facts(shards = 1): { name: string; rows: number; pretrained: number; dropped: number }[] {
+    const countOf = (keys: Iterable<number>) =>
+      [...keys].filter((key) => shards === 1 || shardOfRow(key, shards) === 0).length;
+    return this.#state.tables.map(({ rows, pretrained, dropped }, i) => ({
+      ...{ name: this.names[i]!, rows: countOf(rows.keys()), pretrained: countOf(pretrained) },
+      dropped: shards === 1 ? dropped : 0,
+    }));
   }
 
   /** Row step of the last change of a row, 0: none. */
@@ -186,7 +194,7 @@ export class RowModel {
     if (found) return found;
     if (size === 'hash') {
       const seen = (table.waiting.get(key) ?? 0) + 1;
-      if (seen < admitAfter || table.rows.size >= rowsMax) {
+      if (seen < admitAfter || this.#isFull(table, key, rowsMax)) {
         table.dropped++;
         if (admitAfter > 1) table.waiting.set(key, Math.min(seen, admitAfter));
         return null;
@@ -196,6 +204,14 @@ export class RowModel {
     const row = this.#initialRow(t, table, key);
     table.rows.set(key, row);
     return row;
+  }
+
+  #isFull({ rows }: ModelTable, key: number, rowsMax: number): boolean {
+    const count = this.#shards;
+    if (count === 1) return rows.size >= rowsMax;
+    const owner = shardOfRow(key, count);
+    const own = [...rows.keys()].filter((each) => shardOfRow(each, count) === owner);
+    return own.length >= Math.ceil(rowsMax / count);
   }
 
   #initialRow(t: number, { seed }: Pick<ModelTable, 'seed'>, key: number): ModelRow {

@@ -5,7 +5,9 @@ import type { RunTables } from '../../server/core/tables/run-tables.ts';
 import type { PartialConfig, RunConfig } from '../../shared/config.ts';
 import type { Lease, Push } from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
+import { cutKeys, cutRows, mergeRows, shardOfRow } from '../../shared/row-shards.ts';
 import {
+  decodeKeys,
   decodeRows,
   encodeKeys,
   encodeRows,
@@ -15,8 +17,11 @@ import {
   type TableRows,
 } from '../../shared/rows.ts';
 import { rowShapes } from '../../shared/tables.ts';
+import type { RowsOfPush } from '../../worker/rows/rows-exchange.ts';
 import { RowModel } from './row-model.ts';
+import { denseParts, type RowsWatch, type SentParts } from './simulated-shards.ts';
 import { aimOf, keysOf } from './table-worker.ts';
+import { areSameBytes, joinedBytes } from './virtual-network.ts';
 
 /** Rows of tables in the simulator of clusters: what workers do with them, and what is looked at. */
 
@@ -49,8 +54,8 @@ export const TABLES: readonly NonNullable<PartialConfig['tables']>[] = [
     },
   },
 ];
-/** Rows that ought to be as they were are looked at in one of so many looks. */
-const LOOKS = 25;
+/** What ought to be as it was is looked at in one of so many looks. */
+export const LOOKS = 25;
 /** Ids are below it. */
 export const KEYS = 24;
 const ALL = Uint32Array.from({ length: KEYS }, (_, key) => key);
@@ -94,7 +99,7 @@ export interface SavedRows {
 }
 
 /** Watches the tables of one life of a run: a model beside them does what they do, and they must be equal to the bit. */
-export class WatchedRows {
+export class WatchedRows implements RowsWatch {
   readonly #tables: RunTables;
   readonly #config: RunConfig;
   readonly #readTables: RunTables['read'];
@@ -105,6 +110,7 @@ export class WatchedRows {
   #applied = 0;
   #isApplying = false;
   readonly #follows: boolean;
+  readonly #shards: number;
   /** The model after each of its changes, by row step: a standby is some changes behind. */
   readonly #moments = new Map<number, ModelMoment[]>();
   #changes = 0;
@@ -125,7 +131,7 @@ export class WatchedRows {
   /**
    * @param run that has tables.
    * @param from what they hold; null: nothing yet. @param fields of the run, with the captures that it has.
-   * @param follows there may be a standby.
+   * @param follows there may be a standby. @param shards that have the rows together.
    */
   constructor(
     run: Run,
@@ -133,20 +139,23 @@ export class WatchedRows {
     from: SavedRows | null,
     fields: RunFields,
     follows: boolean,
+    shards = 1,
   ) {
     const { best, evaluated } = capturesInUse(fields);
     this.#tables = run.tables!;
     this.#config = run.config;
     this.#violate = violate;
     this.#follows = follows;
+    this.#shards = shards;
     this.#readTables = this.#tables.read.bind(this.#tables);
-    this.#model = new RowModel(run.config, from?.moment ?? null);
+    this.#model = new RowModel(run.config, from?.moment ?? null, shards);
     if (from) this.#model.keepCapture(from.best, best ?? 0);
     // An evaluation that was under way begins anew.
     if (evaluated !== null && evaluated !== best) this.#model.capture(evaluated);
     this.#noteMoment();
     this.#spy();
     this.#spyAnswers(run);
+    this.#spyPulls(run);
     this.check(fields);
   }
 
@@ -191,9 +200,10 @@ export class WatchedRows {
       this.#takeBack();
       this.#noteMoment();
     };
-    tables.begin = follow(begin, (payload) =>
-      model.begin(decodeRows(this.#shapes, payload, 'f32')),
-    );
+    tables.begin = follow(begin, (payload) => {
+      // Each of several shards is given its own.
+      if (this.#shards === 1) model.begin(decodeRows(this.#shapes, payload, 'f32'));
+    });
     tables.reset = follow(reset, (seed) => model.reset(seed));
     tables.resetOptimizer = follow(resetOptimizer, () => model.resetOptimizer());
     tables.capture = follow(capture, (id) => model.capture(id));
@@ -217,7 +227,7 @@ export class WatchedRows {
       const bytes = this.#readTables(keys, encoding, capture, take);
       this.#mustBeAtStep();
       const ought = encodeRows(this.#shapes, this.#model.read(keys, capture), encoding);
-      if (!Buffer.from(bytes).equals(ought)) this.#tellRows(keys, encoding, capture, bytes);
+      if (!areSameBytes(bytes, ought)) this.#tellRows(keys, encoding, capture, bytes);
       if (capture === null) this.#answers++;
       this.#reads.push(capture);
       this.#made.add(rowsText(this.#model.rowStep, encoding, bytes));
@@ -303,8 +313,8 @@ export class WatchedRows {
     if (this.#checked === this.#changes && ++this.#looks % LOOKS > 0) return;
     this.#mustEqual(null);
     this.#checked = this.#changes;
-    const facts = factsOf(this.#tables);
-    const known = this.#model.facts();
+    const facts = factsOf(this.#tables, this.#shards);
+    const known = this.#model.facts(this.#shards);
     if (JSON.stringify(facts) !== JSON.stringify(known)) {
       this.#violate(
         3,
@@ -320,10 +330,10 @@ export class WatchedRows {
   }
 
   #mustEqual(capture: number | null): void {
-    const keys = this.#shapes.map(() => ALL);
+    const keys = this.#keysOf(0);
     const bytes = this.#readTables(keys, 'f32', capture);
     const ought = encodeRows(this.#shapes, this.#model.read(keys, capture), 'f32');
-    if (!Buffer.from(bytes).equals(ought)) this.#tellRows(keys, 'f32', capture, bytes);
+    if (!areSameBytes(bytes, ought)) this.#tellRows(keys, 'f32', capture, bytes);
   }
 
   #tellRows(
@@ -346,6 +356,124 @@ export class WatchedRows {
       3,
       `rows${of} at row step ${this.#model.rowStep} are ${at.slice(0, 3).join('; ')}`,
     );
+  }
+
+  // Rows on several shards.
+
+  /** Keys of all tables. @param shard that has them. */
+  #keysOf(shard: number): Uint32Array[] {
+    const count = this.#shards;
+    const own = count === 1 ? ALL : ALL.filter((key) => shardOfRow(key, count) === shard);
+    return this.#shapes.map(() => own);
+  }
+
+  begins(payload: Uint8Array): void {
+    this.#model.begin(decodeRows(this.#shapes, payload, 'f32'));
+    this.#changes++;
+  }
+
+  /** What the rows are from a command on. */
+  readonly #commands: { readonly command: number; readonly moment: ModelMoment }[] = [];
+  #commanded = -1;
+
+  told(command: number): void {
+    if (this.#commanded === this.#changes) return;
+    this.#commanded = this.#changes;
+    this.#commands.push({ command, moment: this.#model.state() });
+  }
+
+  /** The command of the moment that each shard was compared with last. */
+  readonly #compared = new Map<number, number>();
+
+  obeyed(shard: number, tables: RunTables, command: number): void {
+    const found = this.#commands.findLast((each) => each.command <= command);
+    if (!found) return;
+    const { moment } = found;
+    if (tables.rowStep !== moment.rowStep) {
+      this.#violate(
+        3,
+        `the rows of shard ${shard} are at row step ${tables.rowStep}, and ought to be at ${moment.rowStep}`,
+      );
+    }
+    if (this.#compared.get(shard) === found.command && ++this.#looks % LOOKS > 0) return;
+    this.#compared.set(shard, found.command);
+    const keys = this.#keysOf(shard);
+    const model = new RowModel(this.#config, moment, this.#shards);
+    const ought = encodeRows(this.#shapes, model.read(keys), 'f32');
+    if (areSameBytes(tables.read(keys, 'f32', null), ought)) return;
+    this.#violate(3, `the rows of shard ${shard} at row step ${moment.rowStep} are others`);
+  }
+
+  /** What workers are sent by all shards, by session and number. */
+  readonly #pulls = new Map<string, readonly TableRows[]>();
+  /** Keys that pushes want with their answers, by session and sequence. */
+  readonly #wants = new Map<string, readonly Uint32Array[]>();
+
+  /** A push whose parts are given, as there is one without shards. */
+  wholeOf(
+    push: Push,
+    { rows, payloads }: SentParts,
+  ): ComingPush & { keys: readonly Uint32Array[] } {
+    const tails = payloads.map((payload, k) => {
+      const { bytes, wanted } = rows[k]!;
+      const end = payload.length - wanted;
+      return { own: payload.subarray(end - bytes, end), wanted: payload.subarray(end) };
+    });
+    const { step, encoding } = push.rows!;
+    const own = mergedRows(
+      this.#shapes,
+      tails.map(({ own }) => own),
+      encoding,
+    );
+    const parts = tails.flatMap(({ wanted }) =>
+      wanted.length > 0 ? [decodeKeys(this.#shapes, wanted)] : [],
+    );
+    const keys = this.#shapes.map((_, t) =>
+      Uint32Array.from(parts.flatMap((each) => [...each[t]!])).sort(),
+    );
+    const tail = encodeRows(this.#shapes, own, encoding);
+    const wanted = parts.length > 0 ? encodeKeys(keys) : new Uint8Array();
+    const payload = joinedBytes([denseParts({ rows, payloads }), tail, wanted]);
+    const told = { step, encoding, bytes: tail.length, wanted: wanted.length };
+    return { push: { ...push, rows: told }, payload, keys };
+  }
+
+  /** A push is decided on. */
+  wants(session: string, sequence: number, keys: readonly Uint32Array[]): void {
+    this.#wants.set(`${session} ${sequence}`, keys);
+  }
+
+  #spyPulls({ rowParts: parts }: Run): void {
+    if (!parts) return;
+    const { send, sendWanted } = parts;
+    parts.sendWanted = (session, sequence, pull) => {
+      const keys = this.#wants.get(`${session} ${sequence}`);
+      // The keys of a push that is no good may be none either.
+      if (keys) this.#pulls.set(`${session} ${pull}`, this.#model.read(keys));
+      sendWanted.call(parts, session, sequence, pull);
+    };
+    parts.send = (keys, to) => {
+      this.#pulls.set(`${to.session} ${to.pull}`, this.#model.read(keys, to.capture));
+      return send.call(parts, keys, to);
+    };
+  }
+
+  /** A worker has the rows of all shards. Where keys were not known, some may be missing. */
+  pulled(session: string, pull: number, rows: readonly TableRows[]): void {
+    const ought = this.#pulls.get(`${session} ${pull}`);
+    this.#pulls.delete(`${session} ${pull}`);
+    // It was sent before all began anew.
+    if (!ought) return;
+    for (const [t, { keys, values }] of rows.entries()) {
+      const { width } = this.#shapes[t]!;
+      for (const [i, key] of keys.entries()) {
+        const at = ought[t]!.keys.indexOf(key);
+        const known = ought[t]!.values.subarray(at * width, (at + 1) * width);
+        const got = values.subarray(i * width, (i + 1) * width);
+        if (at >= 0 && got.every((x, k) => Object.is(x, known[k]))) continue;
+        this.#violate(3, `row ${key} of pull ${pull} is ${got}, and ought to be ${known}`);
+      }
+    }
   }
 
   // What workers are sent.
@@ -393,7 +521,7 @@ export class WatchedRows {
       const rows = encodeRows(this.#shapes, model.read(keys), 'f32');
       const hasBest = best === null || model.captures.includes(best);
       const isSame = JSON.stringify(model.facts()) === JSON.stringify(factsOf(replica));
-      return Buffer.from(bytes).equals(rows) && hasBest && isSame;
+      return areSameBytes(bytes, rows) && hasBest && isSame;
     });
     if (moment) return { moment, best };
     return this.#violate(
@@ -415,6 +543,21 @@ interface HeldRows {
 
 /** What `rows` of a push says. */
 type PushedRows = NonNullable<Push['rows']>;
+
+/** Rows of each table from all shards. */
+export function mergedRows(
+  shapes: readonly RowShape[],
+  parts: readonly Uint8Array[],
+  encoding: RowEncoding,
+): readonly TableRows[] {
+  const all = parts.map((bytes) => decodeRows(shapes, bytes, encoding));
+  return shapes.map(({ width }, t) =>
+    mergeRows(
+      all.map((rows) => rows[t]!),
+      width,
+    ),
+  );
+}
 
 /** Keys of minibatches, which are the same in each cluster. */
 const keysKnown = new Map<string, Uint32Array>();
@@ -446,12 +589,13 @@ export class WorkerRows {
     return this.#shapes.map(() => ALL);
   }
 
+  /** @param parts of all shards. */
   receive(
     { step, encoding }: { readonly step: number; readonly encoding: RowEncoding },
-    bytes: Uint8Array,
+    parts: readonly Uint8Array[],
     generation: number,
   ): void {
-    this.#held = { rows: decodeRows(this.#shapes, bytes, encoding), step, generation };
+    this.#held = { rows: mergedRows(this.#shapes, parts, encoding), step, generation };
   }
 
   /** A push was rejected, or the process is another one. */
@@ -469,12 +613,13 @@ export class WorkerRows {
       : null;
   }
 
-  /** What a push has behind its gradient. @param next whose rows come with the answer; null: none. */
+  /** What a push has behind its gradient: one for each shard. @param next whose rows come with the answer; null: none. */
   pushed(
     lease: Lease,
     { rows, step }: HeldRows,
     next: Lease | null,
-  ): { readonly rows: PushedRows; readonly tail: Uint8Array } {
+    shards = 1,
+  ): readonly RowsOfPush[] {
     const gradients = this.keysOf(lease).map((keys, t): TableRows => {
       const { width } = this.#shapes[t]!;
       const values = Float32Array.from({ length: keys.length * width }, (_, i) => {
@@ -485,12 +630,18 @@ export class WorkerRows {
       return { keys, values };
     });
     const encoding = ROW_ENCODINGS[this.#draw.below(ROW_ENCODINGS.length)]!;
-    const own = encodeRows(this.#shapes, gradients, encoding);
-    const wanted = next ? encodeKeys(this.keysOf(next)) : new Uint8Array();
-    const tail = new Uint8Array(own.length + wanted.length);
-    tail.set(own);
-    tail.set(wanted, own.length);
-    return { rows: { step, encoding, bytes: own.length, wanted: wanted.length }, tail };
+    const cut = gradients.map((each, t) => cutRows(each, this.#shapes[t]!.width, shards));
+    const keys = next && this.keysOf(next).map((each) => cutKeys(each, shards));
+    return Array.from({ length: shards }, (_, shard) => {
+      const own = encodeRows(
+        this.#shapes,
+        cut.map((parts) => parts[shard]!),
+        encoding,
+      );
+      const wanted = keys ? encodeKeys(keys.map((parts) => parts[shard]!)) : new Uint8Array();
+      const tail = joinedBytes([own, wanted]);
+      return { rows: { step, encoding, bytes: own.length, wanted: wanted.length }, tail };
+    });
   }
 
   /** A push whose rows have the largest gradients that there are. */
@@ -543,7 +694,9 @@ export class WorkerRows {
 }
 
 /** What the model of tables knows too. */
-const factsOf = (tables: RunTables) =>
-  tables
-    .facts()
-    .map(({ name, rows, pretrained, dropped }) => ({ name, rows, pretrained, dropped }));
+const factsOf = (tables: RunTables, shards = 1) =>
+  tables.facts().map(({ name, rows, pretrained, dropped }) => ({
+    ...{ name, rows, pretrained },
+    // Each of several shards counts its own.
+    dropped: shards === 1 ? dropped : 0,
+  }));

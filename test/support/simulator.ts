@@ -1,21 +1,28 @@
 import { Budget } from '../../server/access/budget.ts';
+import type { RunCall } from '../../server/core/run/calls.ts';
 import type { RunInternals, RunState } from '../../server/core/run/state.ts';
+import { RESTORED_BEST } from '../../server/core/run/vector.ts';
 import { Run } from '../../server/core/run.ts';
+import type { NamedTensor } from '../../server/core/vectors.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import { WorkerSession } from '../../server/fleet/session.ts';
+import { giveShards, saveShards } from '../../server/shards/checkpoint.ts';
+import { ShardPool } from '../../server/shards/pool.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
 import { Replication } from '../../server/standby/replication.ts';
 import { Replicas } from '../../server/standby/standby.ts';
 import { bytesOf, concatFloats, floatsOf } from '../../shared/codec.ts';
 import { type PartialConfig, type RunConfig, resolveConfig } from '../../shared/config.ts';
-import { collects, isInRounds } from '../../shared/consistency.ts';
-import type { DownpourError } from '../../shared/errors.ts';
+import { collects, isInRounds, shardsProblem } from '../../shared/consistency.ts';
+import { type DownpourError, errorCode } from '../../shared/errors.ts';
 import { fragmentPieces } from '../../shared/fragments.ts';
-import { GROUPS_HEADER } from '../../shared/groups.ts';
+import { GROUPS_HEADER, groupsOf, mayFreeze } from '../../shared/groups.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { FRAGMENTS_HEADER, fragmentsOf, LOCAL_STEPS_HEADER } from '../../shared/local-steps.ts';
+import { type Range, rangesOfRun } from '../../shared/partition.ts';
 import type {
   Acknowledgement,
+  Assign,
   Join,
   Lease,
   LocalWork,
@@ -25,8 +32,9 @@ import type {
 } from '../../shared/protocol.ts';
 import { type Random, random } from '../../shared/random.ts';
 import type { PullRows } from '../../shared/row-messages.ts';
-import { encodeKeys } from '../../shared/rows.ts';
-import { rowShapes, TABLES_HEADER } from '../../shared/tables.ts';
+import { encodeKeys, type RowEncoding } from '../../shared/rows.ts';
+import type { PartMessage } from '../../shared/shard-messages.ts';
+import { ROW_SHARDS_HEADER, rowShapes, TABLES_HEADER } from '../../shared/tables.ts';
 import { VERSION } from '../../shared/version.ts';
 import type {
   Connection,
@@ -36,6 +44,8 @@ import type {
   PayloadPlace,
 } from '../../wire/connection.ts';
 import { FragmentedParameters } from '../../worker/fragments.ts';
+import type { RowsOfPush } from '../../worker/rows/rows-exchange.ts';
+import { type Pull, type RowPull, rangesFor, ShardLinks } from '../../worker/shard-links.ts';
 import { PlacedTensors } from './placed-tensors.ts';
 import {
   createProblem,
@@ -50,12 +60,30 @@ import {
 import {
   initialRows,
   LARGEST,
+  LOOKS,
+  mergedRows,
   OVERFLOWING,
   type SavedRows,
   TABLES,
   WatchedRows,
   WorkerRows,
 } from './simulated-rows.ts';
+import {
+  fileOf,
+  liveValues,
+  type SentParts,
+  SimulatedShard,
+  virtualSource,
+  virtualTimers,
+  WholeShard,
+} from './simulated-shards.ts';
+import {
+  areSameBytes,
+  copyOfFields,
+  joinedBytes,
+  type VirtualEnd,
+  virtualDial,
+} from './virtual-network.ts';
 
 /**
  * A deterministic simulation of a cluster: the server's own coordinator, sessions and runs, virtual
@@ -118,16 +146,23 @@ export interface Summary {
   readonly cuts: number;
   /** Pushes whose rows were applied, in the last life. */
   readonly rowSteps: number;
+  /** That the parameters lie on. */
+  readonly shards: number;
+  /** How often one was killed. */
+  readonly shardsKilled: number;
 }
 
 const problem = createProblem();
 /** Fragments are of 256 elements at least: one more tensor, whose elements go where their index says. */
 const WIDE = 256;
-const WIDE_TENSORS: Join['tensors'] = [
+const tensorsWith = (wide: number): Join['tensors'] => [
   ...TENSORS.slice(0, 2),
-  { name: 'wide', shape: [WIDE], role: 'trainable' },
+  { name: 'wide', shape: [wide], role: 'trainable' },
   ...TENSORS.slice(2),
 ];
+const WIDE_TENSORS = tensorsWith(WIDE);
+/** A shard has so many at least: see shared/partition.ts. */
+const SHARD_ELEMENTS = 2 ** 14;
 const [SMALL, LARGE] = [TENSORS, WIDE_TENSORS].map((tensors) => createLayout(tensors));
 /** Elements of the problem itself, before those of `wide`. */
 const OWN = EXCHANGED - 1;
@@ -193,29 +228,19 @@ const OVERFLOWING_GROUPS: NonNullable<PartialConfig['groups']> = {
 
 const NO_PAYLOAD = new Float32Array();
 const NO_BYTES = new Uint8Array();
+const CREATED_AT = '2026-01-01T00:00:00.000Z';
 /** Nothing takes longer when nobody disturbs. */
 const PATIENCE_SECONDS = 7_200;
 
 /** The numbers of a run themselves. What it tells is a copy of all of them, which takes most of the time of a cluster. */
 const insideOf = (run: Run) => (run as unknown as { readonly inside: RunInternals }).inside;
 
-/** A copy of what has no numbers but in fields, as of a message. `structuredClone` takes ten times as long. */
-function copyOfFields<T>(value: T): T {
-  if (typeof value !== 'object' || value === null) return value;
-  if (Array.isArray(value)) return value.map(copyOfFields) as T;
-  const copy: Record<string, unknown> = {};
-  for (const name in value) copy[name] = copyOfFields(value[name]);
-  return copy as T;
-}
-
-function joined(parts: readonly Uint8Array[]): Uint8Array {
-  const all = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
-  let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
-  }
-  return all;
+/** Trainable tensors and statistics as they are, in the order of the model. */
+function partsOf(run: Run, tensors: Join['tensors']): Float32Array[] {
+  const all = run.withoutRows('final', (live) => live);
+  return tensors
+    .filter(({ role }) => role !== 'frozen')
+    .map((spec) => all.find(({ name }) => name === spec.name)!.values);
 }
 
 const areEqual = (some: Float32Array, others: Float32Array) =>
@@ -223,6 +248,8 @@ const areEqual = (some: Float32Array, others: Float32Array) =>
 
 /** Whether a vector is these parts, one after the other. */
 function isJoined(all: Float32Array, parts: readonly Float32Array[]): boolean {
+  const [first] = parts;
+  if (parts.length === 1 && areSameBytes(bytesOf(all), bytesOf(first!))) return true;
   let at = 0;
   for (const part of parts) {
     for (let i = 0; i < part.length; i++) if (part[i] !== all[at++]) return false;
@@ -272,6 +299,15 @@ class Simulation {
   readonly fragments: number;
   readonly tensors: Join['tensors'];
   readonly layout: Layout;
+  /** Elements of the tensor that is there for fragments and shards; 0: there is none. */
+  readonly wide: number;
+  /** The processes of shards, one of them to spare now and then; empty: the server has all of it. */
+  readonly shards: SimulatedShard[] = [];
+  /** Shards that a run lies on, the server among them. */
+  readonly shardCount: number;
+  /** Where the parameters lie on them. */
+  readonly ranges: readonly Range[];
+  shardsKilled = 0;
   /** Null: there is no standby. */
   readonly follow: Follow | null;
   /** Whether another push may follow one at once. */
@@ -356,13 +392,32 @@ class Simulation {
     this.resolved = resolved;
     this.consistency = resolved.consistency;
     this.fragments = fragmentsOf(resolved);
-    this.tensors = this.fragments > 1 ? WIDE_TENSORS : TENSORS;
-    this.layout = this.fragments > 1 ? LARGE! : SMALL!;
+    const sharding = random(seed, 12);
+    const mayShard = this.fragments === 1 && !this.overflows && shardsProblem(resolved) === null;
+    const count = sharding.below(4) === 0 ? 2 + sharding.below(2) : 1;
+    this.shardCount = mayShard && !mayFreeze(groupsOf(resolved)) ? count : 1;
+    const isCut = this.shardCount > 1 && (tables === undefined || sharding.below(2) === 0);
+    if (isCut) {
+      this.wide = SHARD_ELEMENTS * this.shardCount;
+      this.tensors = tensorsWith(this.wide);
+      this.layout = createLayout(this.tensors);
+    } else {
+      this.wide = this.fragments > 1 ? WIDE : 0;
+      this.tensors = this.fragments > 1 ? WIDE_TENSORS : TENSORS;
+      this.layout = this.fragments > 1 ? LARGE! : SMALL!;
+    }
     // They have streams of their own, so that a cluster's other faults are what they were without them.
     this.together = random(seed, 3);
     this.hanging = random(seed, 8);
     const follows = [{ mode: 'sync', lagMax: 0 } as const, { mode: 'async', lagMax: 2 } as const];
-    this.follow = follows[random(seed, 2).below(6)] ?? null;
+    this.ranges = rangesOfRun(this.layout, this.shardCount, tables !== undefined);
+    // A server with shards has no standby.
+    this.follow = this.shardCount > 1 ? null : (follows[random(seed, 2).below(6)] ?? null);
+    const violate = (invariant: number, what: string) => this.violate(invariant, what);
+    const spare = this.shardCount > 1 ? sharding.below(2) : -this.shardCount;
+    for (let i = 1; i < this.shardCount + spare; i++) {
+      this.shards.push(new SimulatedShard(this, violate, i));
+    }
     this.server = new SimulatedServer(this);
   }
 
@@ -446,15 +501,17 @@ class Simulation {
       this.events++;
       item.act();
       // What the server does in microtasks belongs to the event.
-      await null;
+      if (this.shards.length > 0) await new Promise((resolve) => setImmediate(resolve));
+      else await null;
+      if (this.#violation) throw this.#violation;
       this.server.check();
     }
     this.server.checkEnd();
     const { phase, step, log, crashes, failovers, rowSteps } = this.server;
-    const { seed, events, cuts } = this;
+    const { seed, events, cuts, shardCount: shards, shardsKilled } = this;
     return {
       ...{ seed, events, phase, steps: step, applied: log.length, crashes, failovers, cuts },
-      rowSteps,
+      ...{ rowSteps, shards, shardsKilled },
     };
   }
 
@@ -469,6 +526,23 @@ class Simulation {
       () => this.#cut(),
     ];
     if (this.follow) faults.push(() => this.server.standby?.die(this.delayMs(500)));
+    if (this.shards.length > 0) {
+      faults.push(
+        () => {
+          this.shardsKilled++;
+          this.pick(this.shards).kill(this.delayMs(3_000));
+        },
+        () => this.pick(this.shards).halt(this.delayMs(4_000)),
+        () =>
+          this.pick(this.shards)
+            .someEnd((count) => this.draw.below(count))
+            ?.link.cut(),
+        () =>
+          this.pick(this.shards)
+            .someEnd((count) => this.draw.below(count))
+            ?.link.cut(),
+      );
+    }
     this.at(untilMs, () => {
       this.calm = true;
       this.server.standby?.die(0);
@@ -533,6 +607,7 @@ class SimulatedConnection {
       [LOCAL_STEPS_HEADER]: 'yes',
       [FRAGMENTS_HEADER]: 'yes',
       [TABLES_HEADER]: 'yes',
+      [ROW_SHARDS_HEADER]: 'yes',
     });
     try {
       coordinator!.workers.opened(this.session);
@@ -571,7 +646,7 @@ class SimulatedConnection {
       // The bytes are read when they leave, not when they are given: nobody may write to them until then.
       this.#leavesAt = Math.max(this.#leavesAt, simulation.now + simulation.delayMs(3));
       simulation.at(this.#leavesAt - simulation.now, () => {
-        const payload = joined(parts);
+        const payload = joinedBytes(parts);
         gone?.();
         this.#toWorkerAt = Math.max(this.#toWorkerAt, simulation.now + simulation.delayMs(20));
         simulation.at(this.#toWorkerAt - simulation.now, () => {
@@ -711,8 +786,9 @@ class SimulatedConnection {
     const { key } = this.session;
     const counted = server.sequenceOf(key);
     const coming = { push: header as unknown as Push, payload: payload.slice() };
-    if (header.type === 'push') server.lookUp(coming.push);
-    if (header.type === 'push') server.rows?.begin(key, coming);
+    const isWhole = header.type === 'push' && this.#simulation.shards.length === 0;
+    if (isWhole) server.lookUp(coming.push);
+    if (isWhole) server.rows?.begin(key, coming);
     const { rows } = server;
     rows?.beginAnswers();
     const pulled = header.type === 'pullRows' ? (header as unknown as PullRows) : null;
@@ -724,9 +800,10 @@ class SimulatedConnection {
     if (more) this.#events.drained?.();
     if (header.type !== 'push') return;
     const push = header as unknown as Push;
+    if (this.#simulation.shards.length > 0) return;
     const counts = counted < push.sequence && server.sequenceOf(key) >= push.sequence;
     server.rows?.end(key, coming, counts);
-    server.judge(this, push, before, counts);
+    server.judge(this, push, { before, after: server.step, counts });
   }
 }
 
@@ -796,6 +873,10 @@ class SimulatedServer {
   }
 
   async begin(): Promise<void> {
+    if (this.#simulation.shards.length > 0) {
+      this.#beginOnShards();
+      return;
+    }
     this.#open(null);
     const config = { ...this.#simulation.config, ...this.#simulation.options.sabotage?.config };
     const life = this.#life;
@@ -834,10 +915,27 @@ class SimulatedServer {
     this.#life++;
     const life = this.#life;
     const simulation = this.#simulation;
+    this.coordinator = this.#createCoordinator(life, null);
+    this.#replicate(life);
+    if (!saved) return;
+    const copy = copyOfSaved(saved);
+    const chosen = simulation.options.sabotage?.restored?.(copy, this.#saved) ?? copy;
+    const run = Run.restore(chosen.state, chosen.tensors, null, life);
+    this.#restored(run, saved);
+    this.#watchRows(run, saved.rows);
+    this.#begin(run);
+  }
+
+  #createCoordinator(life: number, shards: ShardPool | null): Coordinator {
+    const simulation = this.#simulation;
     // The part of the keeper that decides what is safe; files have tests of their own.
     const write = (run: Run) => {
       if (!run.hasParameters) return;
       this.#savedAt = simulation.now;
+      if (shards) {
+        this.#saveShards(shards, run);
+        return;
+      }
       const state = JSON.parse(JSON.stringify(run.state(simulation.now))) as RunState;
       const rows = this.rows?.save(insideOf(run).fields.best?.capture ?? null) ?? null;
       const copy = { state, tensors: run.tensors(), step: run.step, rows };
@@ -864,8 +962,12 @@ class SimulatedServer {
       isBeingRemoved: () => false,
       checkpoints: async () => [],
       publishedStep: () => 0,
+      problem: () => null,
+      spoilt: () => null,
+      leftOut: () => [],
     };
-    this.coordinator = new Coordinator({
+    return new Coordinator({
+      shards,
       keeper: keeper as unknown as ConstructorParameters<typeof Coordinator>[0]['keeper'],
       now: () => simulation.now,
       log: (line) => {
@@ -873,14 +975,6 @@ class SimulatedServer {
       },
       later: (ms, act) => simulation.at(ms, () => this.enter(() => life === this.#life && act())),
     });
-    this.#replicate(life);
-    if (!saved) return;
-    const copy = copyOfSaved(saved);
-    const chosen = simulation.options.sabotage?.restored?.(copy, this.#saved) ?? copy;
-    const run = Run.restore(chosen.state, chosen.tensors, null, life);
-    this.#restored(run, saved);
-    this.#watchRows(run, saved.rows);
-    this.#begin(run);
   }
 
   /** @param from what its tables hold; null: nothing yet. */
@@ -888,7 +982,265 @@ class SimulatedServer {
     const violate = (invariant: number, what: string) => this.#simulation.violate(invariant, what);
     const { fields } = insideOf(run);
     const follows = this.#simulation.follow !== null;
-    this.rows = run.tables ? new WatchedRows(run, violate, from, fields, follows) : null;
+    const { shardCount } = this.#simulation;
+    this.rows = run.tables
+      ? new WatchedRows(run, violate, from, fields, follows, shardCount)
+      : null;
+  }
+
+  // Shards.
+
+  /** Acts in this process: at all times when it does not stand still, also before it listens. */
+  #enterOf(life: number): (act: () => unknown) => void {
+    const enter = (act: () => unknown): void => {
+      const { now } = this.#simulation;
+      if (life !== this.#life) return;
+      if (this.#haltedUntil > now) this.#simulation.at(this.#haltedUntil - now, () => enter(act));
+      else act();
+    };
+    return enter;
+  }
+
+  /** As server/main.ts does it. The server listens when it has its shards and has read the run. */
+  #beginOnShards(): void {
+    const simulation = this.#simulation;
+    const life = ++this.#life;
+    const isAlive = () => life === this.#life;
+    const enter = this.#enterOf(life);
+    const { shards } = simulation;
+    for (const shard of shards) shard.obeyed = () => this.whole?.obeyed(shard);
+    const ends: VirtualEnd[] = [];
+    this.#ends = ends;
+    const pool = new ShardPool({
+      ...{ count: simulation.shardCount, token: life, access: () => null, tls: () => null },
+      source: virtualSource(simulation, shards, isAlive),
+      now: () => simulation.now,
+      log: () => {},
+      dial: virtualDial(simulation, shards, enter, ({ near }) => void ends.push(near)),
+      timers: virtualTimers(simulation, enter),
+    });
+    const coordinator = this.#createCoordinator(life, pool);
+    const opening = pool.open().then(() => this.#readOnShards(coordinator, pool, isAlive));
+    let beginning: Promise<void> | null = null;
+    const beginAnew = async () => {
+      await opening.catch(() => {});
+      while (isAlive()) {
+        try {
+          await pool.open();
+          if (!pool.whole) continue;
+          coordinator.goOn();
+          beginning = null;
+          await this.#readOnShards(coordinator, pool, isAlive);
+          return;
+        } catch (error) {
+          this.#mustBeLoss(error);
+          if (pool.whole || beginning) {
+            await new Promise<void>((resolve) => simulation.at(1_000, resolve));
+          } else return;
+        }
+      }
+    };
+    pool.lost = (why) => {
+      this.#run = null;
+      this.rows = null;
+      this.whole = null;
+      coordinator.interrupt(why);
+      beginning ??= beginAnew();
+    };
+    opening.then(
+      () => {
+        if (!isAlive()) return;
+        this.coordinator = coordinator;
+        this.#tick(life);
+      },
+      (error: unknown) => {
+        this.#mustBeLoss(error);
+        // The process ends, and is started again.
+        if (isAlive() && !beginning) {
+          this.#die();
+          simulation.at(1_000, () => this.#beginOnShards());
+        } else if (isAlive()) {
+          this.coordinator = coordinator;
+          this.#tick(life);
+        }
+      },
+    );
+  }
+
+  #mustBeLoss(error: unknown): void {
+    if (errorCode(error) === 'DP_SHARD_LOST') return;
+    const text = error instanceof Error ? error.stack : String(error);
+    this.#tell(() => this.#simulation.violate(6, `a server on shards: ${text}`));
+  }
+
+  /** A violation that is found where nobody waits. */
+  #tell(act: () => void): void {
+    try {
+      act();
+    } catch {
+      // It is told at the end of the event.
+    }
+  }
+
+  /** Lives of the run: each loss of a shard is the end of one. */
+  #lives = 0;
+
+  async #readOnShards(
+    coordinator: Coordinator,
+    pool: ShardPool,
+    isAlive: () => boolean,
+  ): Promise<void> {
+    const simulation = this.#simulation;
+    const lives = ++this.#lives;
+    const isMine = () => isAlive() && lives === this.#lives;
+    if (!isMine()) return;
+    const violate = (invariant: number, what: string) => simulation.violate(invariant, what);
+    const whole = new WholeShard(violate, pool, this.#config, this.#pulls);
+    this.whole = whole;
+    this.#saving = null;
+    const saved = this.#saved.at(-1);
+    let run: Run;
+    if (!saved) {
+      const more = { experiment: 'regression', experimentHash: 'hash', createdAt: CREATED_AT };
+      run = new Run({ id: 'r', config: this.#config, ...more }, pool, { life: lives, since: 1 });
+      this.#forgetAll();
+      this.#watchRows(run, null);
+    } else {
+      const copy = copyOfSaved(saved);
+      const { state, tensors } = simulation.options.sabotage?.restored?.(copy, this.#saved) ?? copy;
+      const own = await giveShards(pool, fileOf(tensors), state);
+      if (!isMine() || !pool.whole) return;
+      whole.restored({ state, tensors }, simulation.layout, RESTORED_BEST);
+      run = Run.restore(state, own, pool, lives);
+      this.#restored(run, saved);
+      this.#watchRows(run, saved.rows);
+    }
+    whole.rows = this.rows;
+    // What the rows are from the first command on.
+    this.rows?.told(0);
+    this.#watchPushes(run, whole);
+    coordinator.adoptLate(run);
+    // The server takes none while it waits for its shards.
+    if (coordinator.find('r') === run) this.#run = run;
+  }
+
+  get #config(): RunConfig {
+    const { config, options } = this.#simulation;
+    return resolveConfig({ ...config, ...options.sabotage?.config });
+  }
+
+  /** Pushes are decided on when their last part has come: then it is looked at what becomes of them. */
+  #watchPushes(run: Run, whole: WholeShard): void {
+    const call = run.call.bind(run) as (of: RunCall, payload?: Uint8Array) => unknown;
+    const watched = (of: RunCall, payload?: Uint8Array): unknown => {
+      if (of.call === 'initialRows') whole.beginsRows(payload!);
+      if (of.call !== 'push' || !of.others) return call(of, payload);
+      const { push, worker } = of;
+      const { session } = of.others;
+      const sent = whole.comes({ session, sequence: push.sequence }, payload!);
+      const connection = [...this.#simulation.sockets].find((each) => each.session.id === session)!;
+      if (!sent)
+        this.#simulation.violate(1, `push ${push.sequence} is decided on, and was not sent`);
+      connection.answers = [];
+      this.lookUp(push);
+      const coming = this.#wholePush(push, session, sent!);
+      this.rows?.begin(worker, coming);
+      const before = run.step;
+      const counted = this.sequenceOf(worker);
+      const answer = call(of, payload);
+      const counts = counted < push.sequence && this.sequenceOf(worker) >= push.sequence;
+      this.rows?.end(worker, coming, counts);
+      this.#judgements.push({ connection, push, before, after: run.step, counts });
+      return answer;
+    };
+    run.call = watched as never;
+  }
+
+  readonly #judgements: {
+    readonly connection: SimulatedConnection;
+    readonly push: Push;
+    readonly before: number;
+    readonly after: number;
+    readonly counts: boolean;
+  }[] = [];
+
+  /** As a server without shards gets it. One that cannot be put together must be rejected. */
+  #wholePush(
+    push: Push,
+    session: string,
+    sent: SentParts,
+  ): { readonly push: Push; readonly payload: Uint8Array } {
+    if (!this.rows || !push.rows) return { push, payload: NO_BYTES };
+    try {
+      const { keys, ...whole } = this.rows.wholeOf(push, sent);
+      this.rows.wants(session, push.sequence, keys);
+      return whole;
+    } catch {
+      return { push, payload: NO_BYTES };
+    }
+  }
+
+  /** The part of the keeper that puts a checkpoint together; one at a time. */
+  #saveShards(pool: ShardPool, run: Run): void {
+    if (this.#saving) {
+      this.#saving.again = true;
+      return;
+    }
+    const simulation = this.#simulation;
+    const saving = { again: false };
+    this.#saving = saving;
+    const { whole, rows: watched } = this;
+    if (run !== this.#run || !whole) return;
+    const state = JSON.parse(JSON.stringify(run.state(simulation.now))) as RunState;
+    const rows = watched?.save(insideOf(run).fields.best?.capture ?? null) ?? null;
+    const { step } = run;
+    const ought = whole.values!.slice();
+    const copy = (values: Float32Array) => values.slice();
+    const parts = saveShards(pool, run, 'last', { changes: false, copy });
+    const room = (size: number) => new Float32Array(size);
+    const own = run.copyRows('last', { changes: false, room })?.tensors() ?? [];
+    const collect = async () => {
+      const tensors: NamedTensor[] = [];
+      for (const { name, shape, pieces } of [...parts.tensors, ...(await parts.rows(own))]) {
+        const all: Uint8Array[] = [];
+        for await (const piece of pieces()) all.push(piece.slice());
+        tensors.push({ name, shape, values: floatsOf(joinedBytes(all)) });
+      }
+      if (saving !== this.#saving) return;
+      parts.done(true);
+      run.tables?.endCopy(true);
+      this.#saving = null;
+      const dense = tensors.filter(({ name }) => !name.startsWith('@')).map(({ values }) => values);
+      if (!isJoined(ought, dense)) {
+        simulation.violate(
+          3,
+          `a checkpoint of step ${step} has other parameters than the shards had`,
+        );
+      }
+      this.#saved.push({ state, tensors, step, rows });
+      if (saving.again) this.#saveShards(pool, run);
+    };
+    collect().catch((error: unknown) => this.#mustBeLoss(error));
+  }
+  /** A checkpoint that is being written. */
+  #saving: { again: boolean } | null = null;
+  /** Null: the server has no shards, or is without them. */
+  whole: WholeShard | null = null;
+  /** See `WholeShard`. */
+  readonly #pulls = new Map<string, Uint8Array>();
+  /** Its ends of the connections to shards. */
+  #ends: VirtualEnd[] = [];
+
+  /** A worker has all parts of what it was sent. */
+  pulled(session: string, pull: number, values: Float32Array): void {
+    const name = `${session} ${pull}`;
+    const ought = this.#pulls.get(name);
+    this.#pulls.delete(name);
+    if (ought && areSameBytes(ought, bytesOf(values))) return;
+    const what = ought
+      ? 'others than those of one shard with all of them'
+      : 'not those it was sent';
+    this.#simulation.violate(3, `the parameters of pull ${pull} are ${what}`);
   }
 
   #begin(run: Run): void {
@@ -1010,9 +1362,9 @@ class SimulatedServer {
     if (run.step !== saved.step) {
       simulation.violate(2, `restored at step ${run.step} from the checkpoint of ${saved.step}`);
     }
-    for (const { name, values } of run.tensors()) {
+    for (const { name, values } of simulation.shards.length > 0 ? [] : run.tensors()) {
       const before = saved.tensors.find((tensor) => tensor.name === name)?.values;
-      if (before && Buffer.from(bytesOf(before)).equals(bytesOf(values))) continue;
+      if (before && areSameBytes(bytesOf(before), bytesOf(values))) continue;
       simulation.violate(3, `tensor '${name}' was restored with other values`);
     }
     this.#stepSeen = run.step;
@@ -1031,6 +1383,11 @@ class SimulatedServer {
   crash(downMs: number): void {
     if (!this.coordinator) return;
     this.crashes++;
+    if (this.#simulation.shards.length > 0) {
+      this.#die();
+      this.#simulation.at(downMs, () => this.#beginOnShards());
+      return;
+    }
     const { standby, rows } = this;
     this.standby = null;
     this.rows = null;
@@ -1052,28 +1409,50 @@ class SimulatedServer {
         return;
       }
       // Nothing was safe: the run begins anew, as its record says.
-      this.log = [];
-      this.#stepSeen = 0;
-      this.#bestSeen = Infinity;
-      this.#leases.clear();
-      this.#vectors.clear();
+      this.#forgetAll();
       void this.begin();
     });
   }
 
+  #forgetAll(): void {
+    this.log = [];
+    this.#stepSeen = 0;
+    this.#bestSeen = Infinity;
+    this.#leases.clear();
+    this.#vectors.clear();
+  }
+
+  /** With all connections. */
+  #die(): void {
+    this.#life++;
+    this.coordinator = null;
+    this.#run = null;
+    this.rows = null;
+    this.whole = null;
+    this.#saving = null;
+    for (const end of this.#ends) end.died();
+    for (const connection of [...this.#simulation.sockets]) connection.serverDied();
+  }
+
   /** Right after a push was dealt with. */
-  judge(connection: SimulatedConnection, push: Push, before: number, counts: boolean): void {
+  judge(
+    connection: SimulatedConnection,
+    push: Push,
+    { before, after, counts }: { before: number; after: number; counts: boolean },
+  ): void {
     const simulation = this.#simulation;
     const { answers } = connection;
     const told = answers
       .flatMap((answer) => (answer.type === 'work' ? answer.acknowledgements : []))
       .find(({ sequence }) => sequence === push.sequence);
     const outcome: Acknowledgement['outcome'] | null = told?.outcome ?? null;
-    const steps = this.step - before;
+    const steps = after - before;
     const { consistency } = simulation;
     const several = collects(consistency);
-    // The standby has to have it first: what the worker will be told is seen when it is.
-    const later = !told && this.#replication !== null && counts;
+    // The standby has to have it first: what the worker will be told is seen when it is. A connection that is being closed
+    // carries no more answers: its worker sends the push again.
+    const { open } = connection.serverEnd;
+    const later = !told && (this.#replication !== null || !open) && counts;
     const applied = later || outcome === 'applied' || outcome === 'damped';
     // It may be the last of several that make a step, and so may one be for whom there is no more work.
     if (several ? steps > 1 : steps !== (applied ? 1 : 0)) {
@@ -1081,7 +1460,7 @@ class SimulatedServer {
     }
     if (!applied) {
       const isTold = told || answers.some(({ type }) => type === 'error' || type === 'end');
-      if (!isTold && !this.#run?.over && !this.#replication?.holding) {
+      if (!isTold && open && !this.#run?.over && !this.#replication?.holding) {
         simulation.violate(6, `push ${push.sequence} was not applied, and nobody was told`);
       }
       if (outcome === 'rejected' && !told!.code) {
@@ -1112,7 +1491,7 @@ class SimulatedServer {
       }
     }
     const acknowledged = this.#acknowledged === `${key} ${push.sequence}`;
-    const step = this.step + (several && this.#run!.collected > 0 ? 1 : 0);
+    const step = after + (several && this.#run!.collected > 0 ? 1 : 0);
     if (
       isInRounds(consistency) &&
       this.log.some((each) => each.step === step && each.key === key)
@@ -1144,7 +1523,7 @@ class SimulatedServer {
   checkPayload(message: Work, payload: Float32Array): void {
     const { layout, fragments: count } = this.#simulation;
     const { fragment } = message;
-    if (message.evaluation) return;
+    if (message.evaluation || this.#simulation.shards.length > 0) return;
     const all = this.#vectors.get(`${message.generation} ${message.step}`);
     const known =
       fragment === undefined
@@ -1174,6 +1553,9 @@ class SimulatedServer {
 
   /** After each event. */
   check(): void {
+    for (const { connection, push, ...how } of this.#judgements.splice(0)) {
+      if (this.#run) this.judge(connection, push, how);
+    }
     const run = this.#run;
     if (!run || !this.coordinator) return;
     const simulation = this.#simulation;
@@ -1192,16 +1574,26 @@ class SimulatedServer {
     }
     this.#checkClocks(run);
     this.rows?.check(insideOf(run).fields);
-    if (run.hasParameters) this.#checkVector(run);
+    if (run.hasParameters && this.#mayHaveChanged()) this.#checkVector(run);
   }
+
+  /** Those of shards are large: without a command they are looked at now and then. */
+  #mayHaveChanged(): boolean {
+    if (!this.whole) return true;
+    const { commands } = this.whole;
+    if (commands === this.#commandsSeen && ++this.#looks % LOOKS > 0) return false;
+    this.#commandsSeen = commands;
+    return true;
+  }
+  #commandsSeen = 0;
+  #looks = 0;
 
   /** Finite, and the same as before in this step. */
   #checkVector(run: Run): void {
     const simulation = this.#simulation;
-    const all = run.withoutRows('final', (live) => live);
-    const parts = simulation.tensors
-      .filter(({ role }) => role !== 'frozen')
-      .map((spec) => all.find(({ name }) => name === spec.name)!.values);
+    const parts = this.whole
+      ? this.#partsOfShards(run, this.whole)
+      : partsOf(run, simulation.tensors);
     const at = `${run.generation} ${run.step}`;
     const known = this.#vectors.get(at);
     if (known && isJoined(known, parts)) return;
@@ -1212,6 +1604,11 @@ class SimulatedServer {
     if (known) simulation.violate(3, `the parameters changed within step ${run.step}`);
     this.#vectors.set(at, vector);
     this.#checkFragments(run, vector);
+  }
+
+  #partsOfShards(run: Run, whole: WholeShard): Float32Array[] {
+    whole.mustBe(liveValues(insideOf(run).components.vector.mustParameters));
+    return [whole.values!];
   }
 
   /** No worker has begun a minibatch further ahead of the slowest than it may: clocks count those that ended. */
@@ -1275,7 +1672,7 @@ class SimulatedStandby {
 
   #send(message: ToStandby, parts: readonly Uint8Array[], gone?: () => void): void {
     const header = checkToStandby(copyOfFields(message));
-    const bytes = joined(parts);
+    const bytes = joinedBytes(parts);
     gone?.();
     this.#later(() => {
       if (!this.alive) return;
@@ -1343,6 +1740,14 @@ interface Current {
 interface Kept {
   readonly push: Push;
   readonly payload: Uint8Array;
+  /** For shards 1, 2, …; absent: there are none. */
+  readonly parts?: readonly { readonly message: PartMessage; readonly payload: Uint8Array }[];
+}
+
+/** What the server has sent, of which parts may still be on their way from shards. */
+interface Received extends Sent {
+  readonly pull?: Pull;
+  readonly rowPull?: RowPull;
 }
 
 function fragmentOfVector(
@@ -1372,7 +1777,7 @@ class SimulatedWorker {
   #haltedUntil = 0;
   /** It computes: messages wait. */
   #busy = false;
-  #inbox: Sent[] = [];
+  #inbox: Received[] = [];
   #kept: Kept[] = [];
   #resend = false;
   #current: Current | null = null;
@@ -1386,6 +1791,10 @@ class SimulatedWorker {
   /** It waits for rows that it has asked for. */
   #pulled: { readonly request: number; then(): void } | null = null;
   #requests = 0;
+  /** To the shards of the run; null: the server has all of it, or they are not opened yet. */
+  #links: ShardLinks | null = null;
+  #session = '';
+  #ends: VirtualEnd[] = [];
   #attempt = 0;
   #life = 0;
 
@@ -1430,6 +1839,9 @@ class SimulatedWorker {
     this.#connection?.hangUp();
     this.#connection = null;
     this.#inbox = [];
+    for (const end of this.#ends) end.died();
+    this.#ends = [];
+    this.#links = null;
     this.#simulation.at(downMs, () => this.start());
   }
 
@@ -1472,19 +1884,80 @@ class SimulatedWorker {
     this.#connection = null;
     this.#inbox = [];
     this.#pulled = null;
+    this.#links?.close();
+    this.#links = null;
     if (this.#alive) this.#connect();
   }
 
   receive(connection: SimulatedConnection, sent: Sent): void {
     if (this.#connection !== connection || !this.#alive) return;
-    this.#inbox.push(sent);
+    this.#inbox.push({ ...sent, ...this.#partsOf(sent) });
     this.#read();
   }
 
+  /** Parameters and rows of which shards send the other parts: the first ones are put to them. */
+  #partsOf({ header, payload }: Sent): Pick<Received, 'pull' | 'rowPull'> {
+    const links = this.#links;
+    const message = header as unknown as ServerMessage;
+    if (!links || (message.type !== 'work' && message.type !== 'rows')) return {};
+    if (message.type === 'rows') {
+      const rowPull = links.rows(message.pull!);
+      links.takeRows(0, message.pull!, payload);
+      return { rowPull };
+    }
+    const { pull: number, rows, encoding } = message;
+    const end = payload.length - (rows?.bytes ?? 0);
+    const rowPull = rows && links.rows(rows.pull!);
+    if (rows) links.takeRows(0, rows.pull!, payload.subarray(end));
+    if (number === null) return { ...(rowPull && { rowPull }) };
+    const pull = links.pull(number, null);
+    links.take(0, number, payload.subarray(0, end), encoding, null);
+    return { pull, ...(rowPull && { rowPull }) };
+  }
+
+  /** Acts of its process, when it does not stand still. */
+  readonly #enter = (life: number) => (act: () => unknown) => {
+    const enter = (): void => {
+      if (life !== this.#life || !this.#alive) return;
+      const { now } = this.#simulation;
+      if (this.#haltedUntil > now) this.#simulation.at(this.#haltedUntil - now, enter);
+      else act();
+    };
+    enter();
+  };
+
+  /** Connects to the shards, and then joins. */
+  #attach({ session, shards, config }: Assign, join: () => void): void {
+    const simulation = this.#simulation;
+    const connection = this.#connection!;
+    const { layout } = simulation;
+    this.#links?.close();
+    this.#session = session;
+    const opened = ({ near }: { near: VirtualEnd }) => void this.#ends.push(near);
+    const links: ShardLinks = new ShardLinks({
+      ...{ shards, server: 'ws://server:7000/ws', session, layout, fragments: 1, headers: {} },
+      ranges: rangesFor(layout, { shards, config }),
+      ...{ localSocket: false, handshakeMs: 10_000, closeMs: 2_000, now: () => simulation.now },
+      dial: virtualDial(simulation, simulation.shards, this.#enter(this.#life), opened),
+      complete: () => this.#read(),
+      lost: () => {
+        if (this.#links !== links || this.#connection !== connection) return;
+        connection.hangUp();
+        this.disconnected(connection);
+      },
+    });
+    this.#links = links;
+    const isMine = () => this.#links === links && this.#connection === connection;
+    links.open().then(
+      () => isMine() && join(),
+      () => {},
+    );
+  }
+
   #read(): void {
-    if (this.#busy) return;
-    const sent = this.#inbox.shift();
-    if (!sent) return;
+    const [first] = this.#inbox;
+    if (this.#busy || !first || first.pull?.missing || first.rowPull?.missing) return;
+    const sent = this.#inbox.shift()!;
     const { now } = this.#simulation;
     if (this.#haltedUntil > now) {
       this.#inbox.unshift(sent);
@@ -1497,24 +1970,41 @@ class SimulatedWorker {
       this.#resend = true;
       const join = { type: 'join', run: 'r', experimentHash: 'hash' };
       const { tensors } = this.#simulation;
-      this.#connection?.send({ ...join, tensors, data: problem.summary, facts: 'json' }, FACTS);
+      const told = { ...join, tensors, data: problem.summary, facts: 'json' };
+      if (message.shards.length === 0) this.#connection?.send(told, FACTS);
+      else this.#attach(message, () => this.#connection?.send(told, FACTS));
     } else if (message.type === 'initialise') {
       const { grant } = message;
       const own = this.#rows ? initialRows(this.#simulation.resolved) : [];
       for (const bytes of own) {
         this.#connection?.send({ type: 'initialRows', run: 'r', grant }, bytes);
       }
-      const values = new Float32Array(this.#simulation.layout.size).fill(0.1);
-      this.#connection?.send({ type: 'initialised', run: 'r', grant }, bytesOf(values));
+      this.#initialise(grant);
     } else if (message.type === 'rows') {
-      this.#tookRows(message, sent.payload);
+      this.#tookRows(message, sent);
     } else if (message.type === 'work') {
       this.#pulled = null;
-      this.#work(message, sent.payload);
+      this.#work(message, sent);
     } else if (message.type === 'end') {
       this.#kept = [];
     }
     this.#read();
+  }
+
+  #initialise(grant: number): void {
+    const values = bytesOf(new Float32Array(this.#simulation.layout.size).fill(0.1));
+    const message = { type: 'initialised', run: 'r', grant };
+    const links = this.#links;
+    if (!links) {
+      this.#connection?.send(message, values);
+      return;
+    }
+    const payloads = links.ranges.map(({ start, end }) => values.subarray(4 * start, 4 * end));
+    this.#simulation.server.whole?.sends(this.#session, null, { rows: [], payloads });
+    this.#connection?.send(message, payloads[0]!);
+    for (const [k, payload] of payloads.entries()) {
+      if (k > 0) links.send(k, { type: 'initialPart', run: 'r', grant }, [payload]);
+    }
   }
 
   /** Asks for rows, for an evaluation if it has a number. What the server sends instead is dealt with instead. */
@@ -1524,18 +2014,42 @@ class SimulatedWorker {
     this.#connection?.send({ type: 'pullRows', run: 'r', request, evaluation }, encodeKeys(keys));
   }
 
-  #tookRows(message: Extract<ServerMessage, { type: 'rows' }>, bytes: Uint8Array): void {
+  #tookRows(message: Extract<ServerMessage, { type: 'rows' }>, sent: Received): void {
+    const parts = this.#rowsOf(message, sent.rowPull, sent.payload);
     const pulled = this.#pulled;
     if (pulled?.request !== message.request) return;
     this.#pulled = null;
-    if (message.request % 2 === 0) this.#rows!.receive(message, bytes, message.generation);
+    if (message.request % 2 === 0) this.#rows!.receive(message, parts, message.generation);
     pulled.then();
   }
 
-  #work(message: Work, bytes: Uint8Array): void {
+  /** The parts of all shards. */
+  #rowsOf(
+    { encoding, pull }: { readonly encoding: RowEncoding; readonly pull?: number },
+    rowPull: RowPull | undefined,
+    own: Uint8Array,
+  ): readonly Uint8Array[] {
+    if (!rowPull) return [own];
+    const shapes = rowShapes(this.#simulation.resolved);
+    const rows = mergedRows(shapes, rowPull.parts, encoding);
+    this.#simulation.server.rows?.pulled(this.#session, pull!, rows);
+    return rowPull.parts;
+  }
+
+  /** All parameters that have come, or the part of them. */
+  #numbersOf({ pull }: Received, { pull: number }: Work, own: Uint8Array): Float32Array {
+    if (!pull) return floatsOf(own);
+    const values = pull.values.slice(0, pull.elements);
+    pull.release();
+    this.#simulation.server.pulled(this.#session, number!, values);
+    return values;
+  }
+
+  #work(message: Work, sent: Received): void {
     const simulation = this.#simulation;
+    const bytes = sent.payload;
     const end = bytes.length - (message.rows?.bytes ?? 0);
-    const payload = floatsOf(bytes.subarray(0, end));
+    const payload = this.#numbersOf(sent, message, bytes.subarray(0, end));
     this.#placed.place(message.frozen ?? []);
     const theta = this.#placed.took(message.fragment === undefined ? payload : NO_PAYLOAD);
     if (payload.length > 0) {
@@ -1548,10 +2062,13 @@ class SimulatedWorker {
       this.#fragments?.settled(acknowledgement.outcome !== 'rejected');
       if (acknowledgement.outcome === 'rejected') this.#rows?.reset();
     }
-    if (message.rows) this.#rows!.receive(message.rows, bytes.slice(end), generation);
+    if (message.rows) {
+      const parts = this.#rowsOf(message.rows, sent.rowPull, bytes.slice(end));
+      this.#rows!.receive(message.rows, parts, generation);
+    }
     if (this.#resend) {
       this.#resend = false;
-      for (const { push, payload } of this.#kept) this.#connection?.send(push, payload);
+      for (const kept of this.#kept) this.#send(kept);
     }
     if (evaluation) {
       if (this.#hangs && simulation.hanging.uniform() < 0.1) {
@@ -1607,15 +2124,18 @@ class SimulatedWorker {
     const own = isByFragments ? this.#fragments!.own : isElastic ? this.#own : null;
     const at = own ?? theta;
     const { payload: given, loss } = gradientOf(problem, 0, lease, at);
-    let payload: Float32Array = given;
+    const { wide, layout } = this.#simulation;
+    const isWide = wide > 0 && !isByFragments;
+    let payload: Float32Array = isWide ? this.#widened(given, at) : given;
+    const trainable = isWide ? layout.trainableSize : OWN;
     // An honest gradient is small beside this rate.
     if (this.#simulation.overflows) payload[FEATURES]! /= OVERFLOWING;
     // One large step is as good as several here.
-    for (let i = 0; local && i < OWN; i++) payload[i]! *= local.learningRate;
+    for (let i = 0; local && i < trainable; i++) payload[i]! *= local.learningRate;
     if (isByFragments) payload = this.#fragment(local, payload);
     if (isElastic) {
       // What is pushed is where it has come to; then it moves towards the server.
-      for (let i = 0; i < OWN; i++) payload[i] = at[i]! - payload[i]!;
+      for (let i = 0; i < trainable; i++) payload[i] = at[i]! - payload[i]!;
       const rate = local.movingRate!;
       this.#own = payload.map((x, i) => x - rate * (x - theta[i]!));
     }
@@ -1623,23 +2143,63 @@ class SimulatedWorker {
       lease,
       this.#rows.heldFor(lease, generation)!,
       leases.find(({ id }) => id > lease.id) ?? null,
+      this.#simulation.shardCount,
     );
     const push: Push = {
       ...{ type: 'push', run: 'r', sequence: ++this.#sequence, lease: lease.id, step, generation },
       ...{ loss: Number.isFinite(loss) ? loss : null, computeMs: 1, encoding: 'f32' },
       ...(local && { kind: local.push }),
       ...(isByFragments && { fragment: local.fragment! }),
-      ...(more && { rows: more.rows }),
+      ...(more && { rows: more[0]!.rows }),
     };
-    const tail = more?.tail ?? NO_BYTES;
     const placed = isByFragments
       ? payload
       : this.#placed.packed(payload, this.#placed.exchangedSize);
-    const kept = { push, payload: joined([bytesOf(placed), tail]) };
+    const kept = this.#inParts(push, placed, more ?? []);
     this.#kept.push(kept);
     if (this.#liar && this.#simulation.chance(0.4)) this.#lie(kept);
-    this.#connection?.send(kept.push, kept.payload);
-    if (this.#liar && this.#simulation.chance(0.2)) this.#connection?.send(kept.push, kept.payload);
+    this.#send(kept);
+    if (this.#liar && this.#simulation.chance(0.2)) this.#send(kept);
+  }
+
+  /** @param payload without rows. @param rows for each shard; empty: there are none. */
+  #inParts(push: Push, payload: Float32Array, rows: readonly RowsOfPush[]): Kept {
+    const tailOf = (k: number) => rows[k]?.tail ?? NO_BYTES;
+    const { ranges } = this.#simulation;
+    if (ranges.length === 1) return { push, payload: joinedBytes([bytesOf(payload), tailOf(0)]) };
+    const cut = ranges.map(({ start, end }, k) =>
+      joinedBytes([bytesOf(payload.subarray(start, Math.min(end, payload.length))), tailOf(k)]),
+    );
+    const { run, sequence, encoding, kind } = push;
+    const parts = cut.slice(1).map((own, i) => {
+      const told = { type: 'part', run, sequence, encoding, ...(kind && { kind }) } as const;
+      const more = rows[i + 1];
+      return { message: more ? { ...told, rows: more.rows } : told, payload: own };
+    });
+    return { push, payload: cut[0]!, parts };
+  }
+
+  #send({ push, payload, parts }: Kept): void {
+    this.#connection?.send(push, payload);
+    if (!parts) return;
+    const rows = [push.rows, ...parts.map(({ message }) => message.rows)];
+    const payloads = [payload, ...parts.map((part) => part.payload)];
+    const { kind, sequence } = push;
+    const sent = { rows, payloads, ...(kind && { kind }) };
+    this.#simulation.server.whole?.sends(this.#session, sequence, sent);
+    for (const [i, part] of parts.entries()) {
+      this.#links?.send(i + 1, part.message, [part.payload.slice()]);
+    }
+  }
+
+  /** @returns the same with elements of the tensor beside the problem, which go where their index says. */
+  #widened(given: Float32Array, at: Float32Array): Float32Array {
+    const { layout, wide } = this.#simulation;
+    const payload = new Float32Array(layout.exchangedSize);
+    payload.set(given.subarray(0, OWN));
+    for (let i = 0; i < wide; i++) payload[OWN + i] = at[OWN + i]! - i / wide;
+    payload[layout.trainableSize] = given[OWN]!;
+    return payload;
   }
 
   /** @param step of the elements of the problem, and the statistic. @returns what of a fragment is pushed. */
@@ -1658,8 +2218,73 @@ class SimulatedWorker {
     return concatFloats(parts.map(({ start, end }) => change.subarray(start, end)));
   }
 
+  /** The same with shards: its parts may be of different pushes. */
+  #lieInParts(kept: Kept & Required<Pick<Kept, 'parts'>>): void {
+    const { draw } = this.#simulation;
+    const { push, payload, parts } = kept;
+    const links = this.#links;
+    const victim = draw.below(parts.length);
+    const changed = (change: (part: Uint8Array) => Uint8Array): Kept['parts'] =>
+      parts.map((part, i) =>
+        i === victim ? { ...part, payload: change(part.payload.slice()) } : part,
+      );
+    const { message } = parts[victim]!;
+    const lies: (() => void)[] = [
+      () => {
+        const bad = (part: Uint8Array) => {
+          const values = floatsOf(part);
+          if (values.length > 0) values[draw.below(values.length)] = Number.NaN;
+          return part;
+        };
+        this.#send({ push, payload, parts: changed(bad)! });
+      },
+      () => this.#send({ push, payload, parts: changed((part) => part.slice(0, -4))! }),
+      () => this.#send({ ...kept, push: { ...push, lease: push.lease + 1 + draw.below(5) } }),
+      () => this.#send({ ...kept, push: { ...push, step: push.step + 1 + draw.below(3) } }),
+      () => this.#send({ ...kept, push: { ...push, generation: push.generation + 1 } }),
+      () => this.#send({ ...kept, push: { ...push, loss: null } }),
+      () => links?.send(victim + 1, { ...message, sequence: push.sequence + 7 }, []),
+      () => links?.send(victim + 1, { ...message, run: 'nobody' }, [parts[victim]!.payload]),
+      () => links?.send(victim + 1, { type: 'attach', session: this.#session }, []),
+      () => this.#connection?.send({ type: 'nonsense' }),
+    ];
+    const { rows } = message;
+    if (rows) {
+      const told = (change: Partial<typeof rows>) =>
+        parts.map((part, i) =>
+          i === victim ? { ...part, message: { ...message, rows: { ...rows, ...change } } } : part,
+        );
+      // All claim rows that this worker was not sent.
+      const claim = () => {
+        const step = Math.max(rows.step + 1, this.#simulation.server.rowSteps);
+        const claiming = parts.map((part) => ({
+          ...part,
+          message: { ...part.message, rows: { ...part.message.rows!, step } },
+        }));
+        this.#send({ push: { ...push, rows: { ...push.rows!, step } }, payload, parts: claiming });
+      };
+      lies.push(
+        ...[claim, claim, claim],
+        () => this.#send({ push, payload, parts: told({ step: rows.step + 1 }) }),
+        () => this.#send({ push, payload, parts: told({ bytes: rows.bytes + 4 }) }),
+        () => this.#send({ push, payload, parts: told({ bytes: 0, wanted: 0 }) }),
+        // Each shard gets the rows of another one.
+        () => {
+          const others = parts.map((part, i) => ({ ...part, ...parts[(i + 1) % parts.length]! }));
+          this.#send({ push, payload, parts: others });
+        },
+      );
+    }
+    this.#simulation.pick(lies)();
+  }
+
   /** What an honest worker never does, before what it does. */
-  #lie({ push, payload }: Kept): void {
+  #lie(kept: Kept): void {
+    const { push, payload, parts } = kept;
+    if (parts) {
+      this.#lieInParts({ ...kept, parts });
+      return;
+    }
     const { draw } = this.#simulation;
     const connection = this.#connection;
     const values = floatsOf(payload.slice());

@@ -114,3 +114,14 @@ test('runs are in the order of their creation, though the clock is set back', as
     vi.useRealTimers();
   }
 });
+
+test('a run that comes from before the loss of a shard is not taken over: it lies on shards that do not have it', () => {
+  coordinator.interrupt('shard 1 has gone');
+  coordinator.adopt(createRun({}));
+  expect(coordinator.runs).toEqual([]);
+  expect(coordinator.unfinished).toEqual([]);
+  coordinator.goOn();
+  const again = createRun({});
+  coordinator.adopt(again);
+  expect(coordinator.unfinished).toEqual([again]);
+});

@@ -7,18 +7,25 @@ import { Parameters } from '../../server/core/parameters.ts';
 import type { RunCall } from '../../server/core/run/calls.ts';
 import { Roster } from '../../server/core/run/roster.ts';
 import { Run } from '../../server/core/run.ts';
+import { Shard } from '../../server/core/shard.ts';
+import { ShardRows } from '../../server/core/shard-rows.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
 import { RowTable } from '../../server/core/tables/row-table.ts';
 import { RunTables } from '../../server/core/tables/run-tables.ts';
 import { VECTOR } from '../../server/core/vectors.ts';
+import { Gathering } from '../../server/fleet/gathering.ts';
 import { Replication } from '../../server/standby/replication.ts';
+import { bytesOf } from '../../shared/codec.ts';
 import { type Sabotage, simulate, Violation } from '../support/simulator.ts';
 
 /** A quick slice; `npm run soak -- --seeds 10000` is for nights. docs/reliability.md has the invariants. */
 const SEEDS = 60;
 
 test('clusters with faults keep all invariants', async () => {
-  const sums = { crashes: 0, failovers: 0, cuts: 0, steps: 0, rowSteps: 0, finished: 0 };
+  const sums = {
+    ...{ crashes: 0, failovers: 0, cuts: 0, steps: 0, rowSteps: 0, finished: 0 },
+    ...{ onShards: 0, shardsKilled: 0 },
+  };
   for (let seed = 0; seed < SEEDS; seed++) {
     const summary = await simulate(seed);
     sums.crashes += summary.crashes;
@@ -26,6 +33,8 @@ test('clusters with faults keep all invariants', async () => {
     sums.cuts += summary.cuts;
     sums.steps += summary.steps;
     sums.rowSteps += summary.rowSteps;
+    if (summary.shards > 1) sums.onShards++;
+    sums.shardsKilled += summary.shardsKilled;
     if (summary.phase === 'finished') sums.finished++;
   }
   // Else it would show nothing.
@@ -35,7 +44,9 @@ test('clusters with faults keep all invariants', async () => {
   expect(sums.cuts).toBeGreaterThan(SEEDS);
   expect(sums.steps).toBeGreaterThan(20 * SEEDS);
   expect(sums.rowSteps).toBeGreaterThan(5 * SEEDS);
-}, 120_000);
+  expect(sums.onShards).toBeGreaterThan(SEEDS / 8);
+  expect(sums.shardsKilled).toBeGreaterThan(SEEDS / 4);
+}, 240_000);
 
 test('the same seed is the same history', async () => {
   expect(await simulate(7)).toEqual(await simulate(7));
@@ -170,7 +181,7 @@ describe('a broken server is caught:', () => {
 
   test('4, it believes a worker that claims newer rows than it was sent', async () => {
     vi.spyOn(Roster.prototype, 'rowStepSent').mockReturnValue(Number.MAX_SAFE_INTEGER);
-    const violation = await caught();
+    const violation = await caught({}, 200, 17);
     expect(violation.invariant).toBe(4);
     expect(violation.message).toContain('claimed rows of row step');
   }, 120_000);
@@ -186,6 +197,64 @@ describe('a broken server is caught:', () => {
     const violation = await caught({}, 200, 60);
     expect(violation.message).toContain('the rows of the standby at row step');
   }, 120_000);
+
+  describe('with shards,', () => {
+    /** Seeds of two clusters with shards: parameters on both, and rows of tables on both. */
+    const DENSE = 3;
+    const ROWS = 16;
+    /** A part of the parameters; the shard with which others are compared has all. */
+    const isPart = (shard: Shard) => (shard.heldOf('r')?.layout.size ?? 0) < 2 ** 15;
+
+    test('3, one of them is not told of some updates', async () => {
+      const { execute } = Shard.prototype;
+      let updates = 0;
+      vi.spyOn(Shard.prototype, 'execute').mockImplementation(function (this: Shard, ...all) {
+        const [{ kind }] = all;
+        const isLost = (kind === 'apply' || kind === 'combine') && isPart(this);
+        if (!isLost || ++updates % 7 > 0) Reflect.apply(execute, this, all);
+      });
+      const violation = await caught({}, 20, DENSE);
+      expect(violation.invariant).toBe(3);
+      expect(violation.message).toMatch(/parameters of shard \d are not those/);
+    });
+
+    test('3, one of them does not update rows that the others update', async () => {
+      const { apply } = ShardRows.prototype;
+      let updates = 0;
+      vi.spyOn(ShardRows.prototype, 'apply').mockImplementation(function (this: ShardRows, ...all) {
+        return ++updates % 7 === 0 ? true : Reflect.apply(apply, this, all);
+      });
+      const violation = await caught({}, 20, ROWS);
+      expect(violation.invariant).toBe(3);
+      expect(violation.message).toMatch(/the rows of shard \d are at row step/);
+    });
+
+    test('3, a checkpoint has parts of different steps', async () => {
+      const { read } = Shard.prototype;
+      vi.spyOn(Shard.prototype, 'read').mockImplementation(function (this: Shard, ...all) {
+        const bytes = Reflect.apply(read, this, all);
+        const [run, , name, start, count] = all;
+        if (!bytes || name !== VECTOR) return bytes;
+        const [[, now]] = this.heldOf(run)!.parameters.kept.vectors() as [[string, Float32Array]];
+        return bytesOf(now.slice(start, start + count));
+      });
+      const violation = await caught({}, 20, DENSE);
+      expect(violation.invariant).toBe(3);
+      expect(violation.message).toMatch(/a checkpoint of step \d+ has other parameters/);
+    });
+
+    test('6, it decides on a push before its last part has come', async () => {
+      const { take } = Gathering.prototype;
+      vi.spyOn(Gathering.prototype, 'take').mockImplementation(function (
+        this: Gathering,
+        sequence,
+        parts,
+      ) {
+        return Reflect.apply(take, this, [sequence, parts - 1]);
+      });
+      expect((await caught({}, 20, DENSE)).invariant).toBe(6);
+    });
+  });
 
   test('5, it forgets the best over a restart', async () => {
     const violation = await caught({
@@ -225,7 +294,8 @@ describe('a broken server is caught:', () => {
       this.kept.write(VECTOR, 0, Float32Array.of(gradient));
       return true;
     });
-    expect((await caught()).invariant).toBe(7);
+    // Clusters with shards differ from the one with which they are compared before that.
+    expect((await caught({}, 200, 5)).invariant).toBe(7);
   });
 
   test('8, it gives minibatches out again that are done', async () => {
