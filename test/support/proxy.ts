@@ -11,6 +11,8 @@ export interface Proxy {
   refusing: boolean;
   /** Null: everything arrives at once. */
   weather: Weather | null;
+  /** What becomes of the first bytes that the far end of a connection sends. Null: they pass as they are. */
+  edit: ((head: string) => string) | null;
   /** Resets connections at once, wherever in a frame they are. Default: all. */
   cut(which?: (connection: Connected) => boolean): void;
   close(): Promise<void>;
@@ -59,7 +61,13 @@ export async function startProxy(to: number | (() => number), seed = 1): Promise
         into.destroy();
         pairs.delete(pair);
       });
-      pass(from, into, () => proxy.weather, draw);
+      pass(
+        from,
+        into,
+        () => proxy.weather,
+        draw,
+        () => (from === far ? proxy.edit : null),
+      );
     }
   });
   server.listen(0, '127.0.0.1');
@@ -70,6 +78,7 @@ export async function startProxy(to: number | (() => number), seed = 1): Promise
     port: address.port,
     refusing: false,
     weather: null,
+    edit: null,
     get connections() {
       return [...pairs];
     },
@@ -86,12 +95,22 @@ export async function startProxy(to: number | (() => number), seed = 1): Promise
 }
 
 /** All that comes from one socket goes into the other, in its order, when the weather allows. */
-function pass(from: Socket, into: Socket, weather: () => Weather | null, draw: Random): void {
+function pass(
+  from: Socket,
+  into: Socket,
+  weather: () => Weather | null,
+  draw: Random,
+  edit: () => Proxy['edit'],
+): void {
+  let hasPassed = false;
   let underWay = 0;
   /** When the last of what is under way arrives. */
   let arrival = 0;
   let delivered = Promise.resolve();
-  const take = (chunk: Buffer) => {
+  const take = (whole: Buffer) => {
+    const change = hasPassed ? null : edit();
+    hasPassed = true;
+    const chunk = change ? Buffer.from(change(whole.toString('latin1')), 'latin1') : whole;
     if (!into.write(chunk)) {
       from.pause();
       into.once('drain', () => from.resume());

@@ -14,6 +14,7 @@ import { openModel } from '../../worker/serving/exported-model.ts';
 import { tf } from '../../worker/tf.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
 import { outputOf } from '../support/command.ts';
+import { startProxy } from '../support/proxy.ts';
 import { until } from '../support/until.ts';
 
 const EXPERIMENT = `${FIXTURES}/rows-of-words.ts`;
@@ -176,6 +177,26 @@ describe('a model of rows alone', () => {
   ] as const)('is trained with %s', async (name, more) => {
     const losses = await trained(`alone-${name}`, { ...more, epochsMax: 8 } as PartialConfig);
     expect(losses.at(-1)!).toBeLessThan(0.8 * losses[0]!);
+  });
+
+  test('is refused by the worker where the server is of an older release, which says what to do', async () => {
+    const { config } = await loadExperiment(file);
+    await cluster.createRun('alone-old', file, config!);
+    const proxy = await startProxy(Number(new URL(cluster.url).port));
+    try {
+      // An older release names fewer things, or does not send the header.
+      proxy.edit = (head) => head.replace(/^downpour-takes: .*\r\n/im, '');
+      const server = `ws://127.0.0.1:${proxy.port}`;
+      await expect(cluster.work('alone-old', 'newer', { server }).done).rejects.toThrow(
+        /rows of tables alone, and the server is of an older release, .*: update the server/,
+      );
+      expect((await cluster.client.run('alone-old')).step).toBe(0);
+    } finally {
+      await cluster.stopWorkers();
+      await proxy.close();
+    }
+    const losses = await lossesAtEnd('alone-old', 1);
+    expect(losses.at(-1)!).toBeLessThan(0.1 * losses[0]!);
   });
 
   test('goes on after a stop, on any number of shards, to the bit', async () => {
