@@ -432,6 +432,8 @@ class ShardSession {
   session: string | null = null;
   readonly #openedMs: number;
   #lastSeen: number;
+  /** The payload of the message that is coming was read past: the run was not here, or the session not known. */
+  #readPast = false;
 
   #answerBytes = 0;
 
@@ -443,9 +445,17 @@ class ShardSession {
   }
 
   readonly events: ConnectionEvents = {
-    land: (header, payloadBytes) => this.#land(header, payloadBytes),
+    land: (header, payloadBytes) => {
+      const place = this.#land(header, payloadBytes);
+      this.#readPast = place === 'nowhere';
+      return place;
+    },
     memory: (change) => this.#desk.grew(change),
-    message: (header, payload, landing) => this.#receive(header, payload, landing),
+    message: (header, payload, landing) => {
+      const wasReadPast = this.#readPast;
+      this.#readPast = false;
+      this.#receive(header, payload, landing, wasReadPast);
+    },
     malformed: (error) => this.fail(error),
     broken: () => {},
     alive: () => {
@@ -476,7 +486,12 @@ class ShardSession {
     return this.#desk.land({ run, bytes, roomBytes, bytesMax, take });
   }
 
-  #receive(header: FrameHeader, payload: Uint8Array, landing: Landing | null): void {
+  #receive(
+    header: FrameHeader,
+    payload: Uint8Array,
+    landing: Landing | null,
+    wasReadPast: boolean,
+  ): void {
     let kept = false;
     try {
       const message = checkToShard(header);
@@ -492,12 +507,26 @@ class ShardSession {
           'DP_PROTOCOL_ORDER',
           `'${message.type}' came before 'attached': attach, and wait for the answer`,
         );
-      } else kept = this.#part(this.session, message, payload, landing);
+      } else if (wasReadPast) this.#mustComeAgain(message.run);
+      else kept = this.#part(this.session, message, payload, landing);
     } catch (error) {
       this.fail(error);
     } finally {
       if (!kept) landing?.release();
     }
+  }
+
+  /**
+   * A part whose payload was read past. Mostly its run has ended. But the command that creates a run may come between the beginning and
+   * the end of a part: another way is faster than the server's. Without its numbers the part would be taken for NaN.
+   * @throws DownpourError DP_SHARD_LOST: the run is here now, so the worker connects again, and sends the part again.
+   */
+  #mustComeAgain(run: string): void {
+    if (!this.#server.shard?.partLimits(run)) return;
+    throw new DownpourError(
+      'DP_SHARD_LOST',
+      `a part of run ${run} came before the shard knew the run: connect again`,
+    );
   }
 
   /** @returns whether the landing is in use. */
