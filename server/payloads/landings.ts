@@ -375,22 +375,22 @@ export class LandingDesk {
    */
   answer(bytes: number): Borrowed {
     const borrowed = this.line.memory.mustBorrow(this.account, bytes);
-    this.#answersBytes += bytes;
-    const release = () => {
-      this.#answersBytes -= bytes;
-      borrowed.release();
-    };
-    return { bytes: borrowed.bytes, release };
+    return { bytes: borrowed.bytes, release: this.#underWay(bytes, borrowed.release) };
   }
 
   /** The same of one that has memory already. @returns call it once: it has left, or never will. */
   counted(bytes: number): () => void {
     const { memory } = this.line;
     memory.change(this.account, bytes);
+    return this.#underWay(bytes, () => memory.change(this.account, -bytes));
+  }
+
+  /** @param release of the memory of an answer. @returns the same, when the answer is under way no longer. */
+  #underWay(bytes: number, release: () => void): () => void {
     this.#answersBytes += bytes;
     return () => {
       this.#answersBytes -= bytes;
-      memory.change(this.account, -bytes);
+      release();
     };
   }
 

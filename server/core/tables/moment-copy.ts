@@ -1,6 +1,6 @@
 import { putKey } from '../../../shared/row-groups.ts';
 import type { RowCapture } from './row-captures.ts';
-import { PIECE_ELEMENTS, PIECE_SLOTS, type RoomFor } from './row-copy.ts';
+import { PIECE_ELEMENTS, PIECE_SLOTS, type RoomFor, TakenSlots } from './row-copy.ts';
 import type { RowIndex } from './row-index.ts';
 import type { RowMemory } from './row-memory.ts';
 
@@ -27,8 +27,7 @@ export class MomentCopy {
   readonly #keys: Float32Array;
   readonly #values: Float32Array;
   readonly #flags: Float32Array;
-  /** A bit for each slot: its row was copied before its turn. */
-  readonly #taken: Uint8Array;
+  readonly #taken: TakenSlots;
   /** What the capture kept before the copy began. What it keeps never changes, it only grows. */
   readonly #entries: IterableIterator<[number, Float32Array | null]>;
   #left: number;
@@ -46,7 +45,7 @@ export class MomentCopy {
     this.#keys = room(2 * most);
     this.#values = room(memory.width * most);
     this.#flags = room(of.isPretrained ? most : 0);
-    this.#taken = new Uint8Array(Math.ceil(memory.changed.length / 8));
+    this.#taken = new TakenSlots(memory.changed.length);
     this.#entries = rows.entries();
     this.#left = kept.rows;
   }
@@ -74,14 +73,14 @@ export class MomentCopy {
   before(slot: number): void {
     if (slot < this.#slot || !this.#isWanted(slot)) return;
     this.#copy(slot);
-    this.#taken[slot >> 3]! |= 1 << (slot & 7);
+    this.#taken.add(slot);
   }
 
   #isWanted(slot: number): boolean {
     const { then } = this.#of;
     const last = this.#memory.changed[slot]!;
     if (last === 0 || last > then.at.rowStep) return false;
-    if ((this.#taken[slot >> 3]! & (1 << (slot & 7))) !== 0) return false;
+    if (this.#taken.has(slot)) return false;
     // A change that was undone leaves a row that was kept as it was.
     return then.rows.size === 0 || !then.rows.has(this.#index.keyOf(slot));
   }

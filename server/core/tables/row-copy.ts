@@ -36,13 +36,30 @@ export interface CopiedTensors extends RowTensors {
   readonly gone: Float32Array;
 }
 
+/** Slots whose rows were copied before their turn, a bit for each. */
+export class TakenSlots {
+  readonly #bits: Uint8Array;
+
+  /** @param slots as many as there are. */
+  constructor(slots: number) {
+    this.#bits = new Uint8Array(Math.ceil(slots / 8));
+  }
+
+  has(slot: number): boolean {
+    return (this.#bits[slot >> 3]! & (1 << (slot & 7))) !== 0;
+  }
+
+  add(slot: number): void {
+    this.#bits[slot >> 3]! |= 1 << (slot & 7);
+  }
+}
+
 export class RowCopy {
   readonly tensors: CopiedTensors;
   readonly #memory: RowMemory;
   readonly #index: RowIndex;
   readonly #rows: CopiedRows;
-  /** A bit for each slot: its row was copied before its turn. */
-  readonly #taken: Uint8Array;
+  readonly #taken: TakenSlots;
   /** The next slot. */
   #slot = 0;
   /** Rows that are copied. */
@@ -54,7 +71,7 @@ export class RowCopy {
     this.#memory = memory;
     this.#index = index;
     this.#rows = rows;
-    this.#taken = new Uint8Array(Math.ceil(changed.length / 8));
+    this.#taken = new TakenSlots(changed.length);
     this.tensors = {
       keys: room(2 * count),
       values: room(width * count),
@@ -70,13 +87,13 @@ export class RowCopy {
   before(slot: number): void {
     if (slot < this.#slot || !this.#isWanted(slot)) return;
     this.#copy(slot, 1);
-    this.#taken[slot >> 3]! |= 1 << (slot & 7);
+    this.#taken.add(slot);
   }
 
   #isWanted(slot: number): boolean {
     const last = this.#memory.changed[slot]!;
     if (last <= this.#rows.since || last > this.#rows.until) return false;
-    return (this.#taken[slot >> 3]! & (1 << (slot & 7))) === 0;
+    return !this.#taken.has(slot);
   }
 
   /** Copies a piece. @returns false: all rows are copied. */

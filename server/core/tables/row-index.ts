@@ -145,17 +145,18 @@ class HashIndex implements RowIndex {
   admit(key: number): number {
     const slot = this.find(key);
     if (slot !== EMPTY) return slot;
-    const seen = (this.#waiting.get(salted(key))?.[1] ?? 0) + 1;
+    const own = salted(key);
+    const seen = (this.#waiting.get(own)?.[1] ?? 0) + 1;
     if (seen >= this.#admitAfter && this.#next - this.#free.length < this.#admitMax) {
       const given = this.insert(key);
       if (given !== EMPTY) {
-        this.#waiting.delete(salted(key));
+        this.#waiting.delete(own);
         return given;
       }
     }
     this.#dropped++;
     if (this.#admitAfter > 1) {
-      this.#waiting.set(salted(key), [key, Math.min(seen, this.#admitAfter)]);
+      this.#waiting.set(own, [key, Math.min(seen, this.#admitAfter)]);
       const [oldest] = this.#waiting.size > WAITING_MAX ? this.#waiting.keys() : [];
       if (oldest !== undefined) this.#waiting.delete(oldest);
     }
