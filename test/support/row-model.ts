@@ -279,16 +279,10 @@ export class RowModel {
     return true;
   }
 
-  /** Takes the last push back, with what it has forgotten. Its keys were seen. */
+  /** Takes the last push back, with what it has forgotten and seen. */
   undo(): void {
     const after = this.#state;
     const before = this.#before!;
-    for (const [t, table] of before.tables.entries()) {
-      const { waiting, dropped } = after.tables[t]!;
-      table.waiting.clear();
-      for (const [key, seen] of waiting) table.waiting.set(key, seen);
-      table.dropped = dropped;
-    }
     for (const [id, captured] of before.captures) {
       const kept = captured.map((then, t) => {
         const [old, now] = [before.tables[t]!.rows, after.tables[t]!.rows];

@@ -150,6 +150,7 @@ describe.each<[string, TableConfig['rows'], object]>([
   ['of a known size that decays', 20, { weightDecay: 0.05, optimizer: { kind: 'adam' } }],
   ['that grows', 'hash', { rowsMax: 20, weightDecay: 0.05 }],
   ['that grows and forgets', 'hash', { rowsMax: 20, expireAfter: 4 }],
+  ['that grows slowly', 'hash', { rowsMax: 6, admitAfter: 3, expireAfter: 4 }],
 ])('a table %s', (_, rows, config) => {
   test('is at a capture what it was then, whatever happens later', () => {
     fc.assert(
@@ -161,6 +162,7 @@ describe.each<[string, TableConfig['rows'], object]>([
           const before = read(table, ALL);
           const stored = table.tensors();
           const facts = table.facts();
+          const state = table.state();
           if (what === 'push' || what === 'undone') {
             const keys = [n, n + 3, n + 8];
             push(table, rowStep + 1, keys, gradientsOf(keys, rowStep), 0.1, rowStep >> 1);
@@ -170,6 +172,7 @@ describe.each<[string, TableConfig['rows'], object]>([
               expect(read(table, ALL)).toEqual(before);
               expect(table.tensors()).toEqual(stored);
               expect(table.facts()).toEqual(facts);
+              expect(table.state()).toEqual(state);
             }
           } else if (what === 'capture') {
             table.capture(n, rowStep);
@@ -554,6 +557,27 @@ describe('a table that grows', () => {
     expect(table.count).toBe(1);
     push(table, 4, [0], [0]);
     expect(table.count).toBe(1);
+  });
+
+  test('forgets what an update that is undone has seen, admitted and pushed out of the line', () => {
+    const table = tableOf({ admitAfter: 2, rowsMax: 4 }, 'hash', 1);
+    const all = Array.from({ length: LIMITS.rowsWaitingMax }, (_, i) => i);
+    push(table, 1, all, new Array(all.length).fill(0));
+    const before = table.state();
+    // Two are new, so the two oldest would go; 5 has been seen before, and is admitted.
+    push(table, 2, [5, 2 ** 30, 2 ** 30 + 1], [0, 0, 0]);
+    table.undo();
+    expect(table.state()).toEqual(before);
+    expect(table.count).toBe(0);
+    push(table, 2, [0], [0]);
+    expect(table.count).toBe(1);
+  });
+
+  test('that several shards had goes on with as many keys that wait as one may have', () => {
+    const table = tableOf({ admitAfter: 2, rowsMax: 4 }, 'hash', 1);
+    const waiting = Array.from({ length: LIMITS.rowsWaitingMax + 9 }, (_, i) => [i, 1] as const);
+    table.restoreState({ ...table.state(), index: { waiting, dropped: waiting.length } });
+    expect(table.state().index.waiting).toEqual(waiting.slice(9));
   });
 });
 

@@ -16,6 +16,10 @@ export interface RowIndex {
   readonly capacity: number;
   /** Gradients of rows that were dropped. */
   readonly dropped: number;
+  /** A push begins: what the one before has admitted stands. */
+  begin(): void;
+  /** Takes the sightings of the last push back. The slots that it gave are freed one by one. */
+  undo(): void;
   /** −1: the row has none, and its values are the initial ones. */
   find(key: number): number;
   /** The same of many keys. @param slots of at least their length. */
@@ -58,6 +62,8 @@ function fixedIndex(config: TableConfig, share: RowShare): RowIndex {
   return {
     capacity: rowCapacity(config, share),
     dropped: 0,
+    begin() {},
+    undo() {},
     find: slotOf,
     findAll(keys, slots) {
       if (isWhole) slots.set(keys);
@@ -85,6 +91,9 @@ const salted = (key: number): number => mix(key, SALT!);
 /** Keys that wait to be admitted, at most: the oldest is forgotten for a new one. */
 const WAITING_MAX = LIMITS.rowsWaitingMax;
 
+/** In the place of sightings: the last push has admitted the key. */
+const ADMITTED = -1;
+
 /** A map from keys to slots with open addressing: linear probing, at most half full, nothing allocated later. */
 class HashIndex implements RowIndex {
   readonly capacity: number;
@@ -100,9 +109,12 @@ class HashIndex implements RowIndex {
   readonly #free: number[] = [];
   /** Slots from here on were never used. */
   #next = 0;
-  /** By salted key. */
+  /** By salted key. Until the next push begins there may be more than may wait, and keys that are admitted. */
   readonly #waiting = new Map<number, readonly [key: number, sightings: number]>();
   #dropped = 0;
+  /** Keys that the last push has seen, and what had been seen of each before; 0: nothing. */
+  readonly #seen: (readonly [key: number, before: number])[] = [];
+  #droppedBefore = 0;
 
   constructor(config: TableConfig, share: RowShare) {
     const { rowsMax, admitAfter } = config;
@@ -142,6 +154,35 @@ class HashIndex implements RowIndex {
     for (let i = 0; i < keys.length; i++) slots[i] = this.find(keys[i]!);
   }
 
+  begin(): void {
+    this.#settle();
+    this.#droppedBefore = this.#dropped;
+  }
+
+  /** The last push stands: who waits too long is forgotten, and who is admitted waits no longer. */
+  #settle(): void {
+    for (const [key] of this.#seen) {
+      const own = salted(key);
+      if (this.#waiting.get(own)?.[1] === ADMITTED) this.#waiting.delete(own);
+    }
+    this.#seen.length = 0;
+    if (this.#waiting.size <= WAITING_MAX) return;
+    for (const own of this.#waiting.keys()) {
+      this.#waiting.delete(own);
+      if (this.#waiting.size <= WAITING_MAX) return;
+    }
+  }
+
+  undo(): void {
+    // The last one first. None has left its place in the line, so those that wait are in their old order.
+    for (const [key, before] of this.#seen.reverse()) {
+      if (before === 0) this.#waiting.delete(salted(key));
+      else this.#waiting.set(salted(key), [key, before]);
+    }
+    this.#seen.length = 0;
+    this.#dropped = this.#droppedBefore;
+  }
+
   admit(key: number): number {
     const slot = this.find(key);
     if (slot !== EMPTY) return slot;
@@ -150,7 +191,7 @@ class HashIndex implements RowIndex {
     if (seen >= this.#admitAfter && this.#next - this.#free.length < this.#admitMax) {
       const given = this.insert(key);
       if (given !== EMPTY) {
-        this.#waiting.delete(own);
+        if (before > 0) this.#see(own, key, before, ADMITTED);
         return given;
       }
     }
@@ -161,6 +202,11 @@ class HashIndex implements RowIndex {
       if (oldest !== undefined) this.#waiting.delete(oldest);
     }
     return EMPTY;
+  }
+
+  #see(own: number, key: number, before: number, now: number): void {
+    this.#seen.push([key, before]);
+    this.#waiting.set(own, [key, now]);
   }
 
   insert(key: number): number {
@@ -201,19 +247,24 @@ class HashIndex implements RowIndex {
     this.#free.length = 0;
     this.#next = 0;
     this.#waiting.clear();
+    this.#seen.length = 0;
     this.#dropped = 0;
   }
 
   state(): RowIndexState {
+    this.#settle();
     return { waiting: [...this.#waiting.values()], dropped: this.#dropped };
   }
 
   restore({ waiting, dropped }: RowIndexState): void {
     const { index, count } = this.#share;
     this.#waiting.clear();
+    this.#seen.length = 0;
     for (const [key, sightings] of waiting) {
       if (shardOfRow(key, count) === index) this.#waiting.set(salted(key), [key, sightings]);
     }
+    // Several shards may have had more together than one may have.
+    this.#settle();
     // The sum of all shards is what counts.
     this.#dropped = index === 0 ? dropped : 0;
   }

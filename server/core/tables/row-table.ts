@@ -204,6 +204,7 @@ export class RowTable {
     const { learningRate, weightDecay, maxNorm, expireAfter } = this.#config;
     const { keys } = this.#staged;
     this.#undo.begin(keys.length, { decay: this.#decay, rowStep });
+    this.#index.begin();
     Object.assign(this.#tallyBefore, this.#tally);
     if (learningRate === 0) return true;
     const own = rate * learningRate;
@@ -283,6 +284,7 @@ export class RowTable {
     const { rowStep } = this.#undo;
     this.#decay = this.#undo.decay;
     Object.assign(this.#tally, this.#tallyBefore);
+    this.#index.undo();
     this.#undo.restore(
       (slot, changed) => {
         this.#mark(slot, changed);
