@@ -300,12 +300,15 @@ const commands = [
       /** Number and moment of the capture that kept them; null: they are the present ones. */
       capture: orNull(
         Type.Object(
-          { id: Natural, rowStep: Natural, decay: Type.Number(), seed: Type.Integer() },
+          {
+            ...{ id: Natural, rowStep: Natural, decay: Type.Number(), seed: Type.Integer() },
+            hasFlags: Type.Optional(Type.Boolean()),
+          },
           closed,
         ),
       ),
       /** Elements of each field. */
-      sizes: Type.Array(Natural, { minItems: 3, maxItems: 6 }),
+      sizes: Type.Array(Natural, { minItems: 4, maxItems: 6 }),
     },
     closed,
   ),

@@ -79,13 +79,18 @@ export async function restoreRows(
     const kept = CAPTURE_FIELDS.map((field) => rowsName(table, `${BEST_ROWS}.${field}`));
     const captured = new RowGiver(pool, run, table, { id: RESTORED_BEST, ...moment });
     // A capture that keeps no rows on a shard is one all the same.
-    for (let shard = 0; shard < pool.count; shard++) await captured.give(shard, [NONE, NONE, NONE]);
-    const [keys, values, initial] = kept;
+    for (let shard = 0; shard < pool.count; shard++) {
+      await captured.give(shard, [NONE, NONE, NONE, NONE]);
+    }
+    const [keys, values, initial, fromFile] = kept;
     await cutRowsOf(file, [keys!, values!], ofKeys, pool.count, (shard, fields) =>
-      captured.give(shard, [...fields, NONE]),
+      captured.give(shard, [...fields, NONE, NONE]),
     );
     await cutRowsOf(file, [initial!], ofKeys, pool.count, (shard, fields) =>
-      captured.give(shard, [NONE, NONE, ...fields]),
+      captured.give(shard, [NONE, NONE, ...fields, NONE]),
+    );
+    await cutRowsOf(file, [fromFile!], ofKeys, pool.count, (shard, fields) =>
+      captured.give(shard, [NONE, NONE, NONE, ...fields]),
     );
     tensors.push(...captured.own(kept));
   }

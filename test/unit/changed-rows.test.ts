@@ -119,13 +119,13 @@ function sorted(tensors: readonly NamedTensor[]): Record<string, unknown> {
   const of = (name: string) => tensors.find((tensor) => tensor.name === name)?.values;
   return Object.fromEntries(
     tensors
-      .filter(({ name }) => name.endsWith('keys') || name.endsWith('initial'))
+      .filter(({ name }) => /(keys|initial|fromFile)$/.test(name))
       .map(({ name, values }) => {
         const prefix = name.slice(0, name.lastIndexOf('.') + 1);
         const keys = wholeKeys(values);
-        const fields = name.endsWith('initial')
-          ? []
-          : ['values', 'state', 'changed', 'decays', 'pretrained'];
+        const fields = name.endsWith('keys')
+          ? ['values', 'state', 'changed', 'decays', 'pretrained']
+          : [];
         const rows = keys.map((key, i) => {
           const parts = fields.map((field) => {
             const all = of(prefix + field) ?? new Float32Array();
@@ -157,6 +157,7 @@ test('checkpoints of changes, joined, are one of all rows, whatever happens befo
         const expected = {
           rows: sorted(tables.tensors(best(), null)),
           state: JSON.stringify(tables.state(best(), null)),
+          best: modelOf(tables.named(best())),
         };
         const copy = tables.beginCopy('last', best(), { changes });
         // What follows comes while rows are copied, some of it before the first one is.
@@ -181,6 +182,7 @@ test('checkpoints of changes, joined, are one of all rows, whatever happens befo
         const captured = state.captures.best ? BEST : null;
         expect(sorted(later.tensors(captured, null))).toEqual(expected.rows);
         expect(JSON.stringify(later.state(captured, null))).toBe(expected.state);
+        expect(modelOf(later.named(captured))).toEqual(expected.best);
       }
     }),
     { numRuns: 50, seed: 24 },
@@ -235,8 +237,13 @@ test('the best and the final rows are of one moment, whatever happens while they
   for (const count of Object.values(inside)) expect(count).toBeGreaterThan(20);
 });
 
-test('a capture knows the rows of a file after all rows have begun afresh', () => {
-  const tables = new RunTables(CONFIG);
+test('a capture knows the rows of a file after all rows have begun afresh, also in another life of the server', () => {
+  let tables = new RunTables(CONFIG);
+  const restart = () => {
+    const [state, tensors] = [tables.state(BEST, null), tables.tensors(BEST, null)];
+    tables = new RunTables(CONFIG);
+    tables.restore(JSON.parse(JSON.stringify(state)), tensors, BEST, null);
+  };
   const flags = () => {
     const copy = tables.beginCopy('best', BEST);
     const flagged = Object.values(modelOf(copy.tensors())).flatMap((rows) =>
@@ -253,9 +260,14 @@ test('a capture knows the rows of a file after all rows have begun afresh', () =
   happen(tables, 'reset', 9);
   expect(flags()).toEqual([3, 3, 4, 4]);
   expect(tables.facts().map(({ pretrained }) => pretrained)).toEqual([0, 0]);
+  restart();
+  expect(flags()).toEqual([3, 3, 4, 4]);
   happen(tables, 'begin', 7);
   expect(flags()).toEqual([3, 3, 4, 4]);
+  restart();
+  expect(flags()).toEqual([3, 3, 4, 4]);
   happen(tables, 'replace', 0);
+  restart();
   expect(flags()).toEqual([3, 3, 4, 4]);
   expect(tables.facts().map(({ pretrained }) => pretrained)).toEqual([2, 2]);
 });

@@ -13,6 +13,8 @@ export interface CaptureMoment {
   readonly rowStep: number;
   readonly decay: number;
   readonly seed: number;
+  /** In a checkpoint: all rows have gone since, so which of them were those of a file is kept with the capture. */
+  readonly hasFlags?: boolean;
 }
 
 export interface RowCapture {
@@ -33,6 +35,8 @@ export interface RowCapture {
 export interface RowTensorsOfCapture extends Pick<RowTensors, 'keys' | 'values'> {
   /** Keys of rows that had their initial values, shape [n, 2]. */
   readonly initial: Float32Array;
+  /** Keys of the rows that were those of a file, if its moment has flags, shape [n, 2]. */
+  readonly fromFile: Float32Array;
 }
 
 /** Writes a row that has not changed since a capture, as it was then. @param out shape [width]. */
@@ -124,10 +128,24 @@ export class RowCaptures {
     }
   }
 
+  /** As a checkpoint has it. */
+  momentOf(id: number): CaptureMoment {
+    const { at, pretrained } = this.of(id);
+    return pretrained ? { ...at, hasFlags: true } : at;
+  }
+
   /** Adds what was kept of a capture. */
-  restore(id: number, at: CaptureMoment, initial: InitialRow, kept: RowTensorsOfCapture): void {
+  restore(
+    id: number,
+    { hasFlags = false, ...at }: CaptureMoment,
+    initial: InitialRow,
+    kept: RowTensorsOfCapture,
+  ): void {
     if (!this.#captures.has(id)) this.make(id, at, initial);
     const capture = this.of(id);
+    if (hasFlags) {
+      capture.pretrained = new Set([...(capture.pretrained ?? []), ...wholeKeys(kept.fromFile)]);
+    }
     for (const key of wholeKeys(kept.initial)) add(capture, key, null);
     for (const [i, key] of wholeKeys(kept.keys).entries()) {
       add(capture, key, kept.values.slice(i * this.#width, (i + 1) * this.#width));

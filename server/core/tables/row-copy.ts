@@ -157,7 +157,11 @@ export class CaptureCopy {
   readonly values: Float32Array;
   /** Keys of rows that had their initial values. */
   readonly initial: Float32Array;
+  /** Keys of the rows that were those of a file. */
+  readonly fromFile: Float32Array;
   readonly #width: number;
+  readonly #flagged: Iterator<number, undefined>;
+  #flaggedAt = 0;
   readonly #entries: IterableIterator<[number, Float32Array | null]>;
   /** Entries to come, those that are left out among them. */
   #left: number;
@@ -166,11 +170,15 @@ export class CaptureCopy {
   #initialAt = 0;
 
   /**
-   * @param capture its rows, null: with initial values, and their counts.
+   * @param capture its rows, null: with initial values, their counts, and keys of those that were rows of a file.
    * @param from what is left out, since a checkpoint has it.
    */
   constructor(
-    capture: { readonly rows: Map<number, Float32Array | null>; readonly kept: CapturedCounts },
+    capture: {
+      readonly rows: Map<number, Float32Array | null>;
+      readonly kept: CapturedCounts;
+      readonly pretrained: ReadonlySet<number> | null;
+    },
     width: number,
     from: CapturedCounts,
     room: RoomFor,
@@ -180,6 +188,8 @@ export class CaptureCopy {
     this.keys = room(2 * count);
     this.values = room(width * count);
     this.initial = room(2 * initial);
+    this.fromFile = room(2 * (capture.pretrained?.size ?? 0));
+    this.#flagged = (capture.pretrained ?? new Set<number>()).values();
     this.#width = width;
     this.#entries = capture.rows.entries();
     this.#left = capture.kept.rows;
@@ -202,6 +212,10 @@ export class CaptureCopy {
         this.values.set(row, this.#keyAt++ * this.#width);
       }
     }
-    return this.#left > 0;
+    const flagged = this.fromFile.length / 2;
+    for (; this.#flaggedAt < flagged && budget > 0; budget--) {
+      putKey(this.fromFile, this.#flaggedAt++, this.#flagged.next().value!);
+    }
+    return this.#left > 0 || this.#flaggedAt < flagged;
   }
 }

@@ -648,7 +648,7 @@ export class RowTable {
   }
 
   momentOf(id: number): CaptureMoment {
-    return this.#captures.of(id).at;
+    return this.#captures.momentOf(id);
   }
 
   /**

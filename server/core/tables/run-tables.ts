@@ -58,7 +58,7 @@ export const PUSHED_ROWS_BYTES_MAX = LIMITS.rowBytesMax + 2 * KEYS_BYTES_MAX;
 const PREFIX = `${STATE_PREFIX}table.`;
 /** Tensors of the rows of a table in a checkpoint, and of those that a capture keeps. */
 export const ROW_FIELDS = ['keys', 'values', 'state', 'changed', 'decays', 'pretrained'] as const;
-export const CAPTURE_FIELDS = ['keys', 'values', 'initial'] as const;
+export const CAPTURE_FIELDS = ['keys', 'values', 'initial', 'fromFile'] as const;
 export const BEST_ROWS = 'best';
 /** Keys whose rows have their initial values again, in a checkpoint of changes. */
 const GONE = 'gone';
@@ -444,8 +444,10 @@ export class RunTables {
         const keys = found(tensors, rowsName(table.name, `${name}.keys`));
         const values = taken(tensors, rowsName(table.name, `${name}.values`), keys, table.width);
         const initial = found(tensors, rowsName(table.name, `${name}.initial`));
-        for (const each of [keys, initial]) mustBeStoredKeys(this.shapes[i]!, each);
-        table.restoreCapture(id, state.captures[name]![i]!, { keys, values, initial });
+        const fromFile = found(tensors, rowsName(table.name, `${name}.fromFile`));
+        for (const each of [keys, initial, fromFile]) mustBeStoredKeys(this.shapes[i]!, each);
+        const kept = { keys, values, initial, fromFile };
+        table.restoreCapture(id, state.captures[name]![i]!, kept);
       }
     }
   }
@@ -481,8 +483,9 @@ export class RunTables {
       return;
     }
     const { id, ...at } = kept;
-    const [keys, values, initial] = fields;
-    table.restoreCapture(id, at, { keys: keys!, values: values!, initial: initial! });
+    const [keys, values, initial, fromFile] = fields;
+    const captured = { keys: keys!, values: values!, initial: initial!, fromFile: fromFile! };
+    table.restoreCapture(id, at, captured);
   }
 }
 
