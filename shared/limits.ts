@@ -135,6 +135,8 @@ export const LIMITS = {
   /** How often a shard and its server say that they live; after so long a shard that says nothing is lost. */
   shardBeatMs: 1_000,
   shardSilenceMs: 10_000,
+  /** That wait to be sent to one shard: beyond, no worker's message is read until less does. */
+  shardUnsentBytesMax: 2 ** 26,
   /** The time in which a worker must have said to a shard who it is, and the server that it knows it. */
   attachMs: 10_000,
   /** All headers of a request to the server together. */

@@ -25,11 +25,13 @@ export class Charges {
   /** @param options as of `Meter`. */
   constructor(options: {
     readonly budget: Budget;
-    readonly connection: Pick<Connection, 'halt' | 'goOn' | 'bytes'>;
+    readonly connection: Pick<Connection, 'bytes'>;
+    readonly brakes: Pick<Connection, 'halt' | 'goOn'>;
     readonly now: () => number;
     readonly halted: () => void;
   }) {
-    this.#meter = new Meter(options);
+    const { brakes, ...others } = options;
+    this.#meter = new Meter({ ...others, connection: brakes });
     this.#connection = options.connection;
   }
 

@@ -21,6 +21,7 @@ import { type AlertFacts, alertsOf } from '../watch/alerts.ts';
 import type { PushLog } from '../watch/push-log.ts';
 import type { RunLog } from '../watch/run-log.ts';
 import { RunAsides } from './asides.ts';
+import type { Backlog } from './brakes.ts';
 import { Consequences } from './consequences.ts';
 import type { Listing } from './listing.ts';
 import { Reports } from './reports.ts';
@@ -551,6 +552,10 @@ export class Coordinator {
   /** Addresses of all shards but the first, which is this server. */
   shardAddresses(): ShardAddress[] {
     return this.#shards?.addresses ?? [];
+  }
+
+  get shardBacklog(): Backlog | null {
+    return this.#shards;
   }
 
   #onShard(index: number, report: ShardReport): void {

@@ -6,6 +6,7 @@ import type { Run } from '../core/run.ts';
 import type { Replication } from '../standby/replication.ts';
 import type { Outlet } from './answers.ts';
 import type { RunAsides } from './asides.ts';
+import type { Backlog } from './brakes.ts';
 import type { Reports } from './reports.ts';
 
 /** What the connection of one worker needs of the server. */
@@ -13,7 +14,9 @@ export interface Fleet<Session> extends Outlet {
   /** Monotonic, ms. */
   readonly now: () => number;
   readonly log: Log;
-  readonly replication: Pick<Replication, 'whenSafe' | 'addresses'> | null;
+  readonly replication: (Pick<Replication, 'whenSafe' | 'addresses'> & Backlog) | null;
+  /** What waits to be sent to shards; null: there are none. */
+  readonly shardBacklog: Backlog | null;
   find(run: string): Run | null;
   /** There was such a run. */
   wasRemoved(run: string): boolean;

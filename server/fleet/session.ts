@@ -39,6 +39,7 @@ import { keep, LandingDesk } from '../payloads/landings.ts';
 import { Payloads } from '../payloads/payloads.ts';
 import { WorkerAnswers } from './answers.ts';
 import { MachineReport } from './asides.ts';
+import { Brakes } from './brakes.ts';
 import { Charges } from './charges.ts';
 import type { Fleet } from './fleet.ts';
 import { PushParts } from './push-parts.ts';
@@ -94,6 +95,7 @@ export class WorkerSession {
   readonly parts: PushParts;
   readonly #desk: LandingDesk;
   readonly #charges: Charges;
+  readonly #brakes: Brakes;
   /** What is dealt with now is work that the server asked for. */
   #asked = false;
   readonly #retries = new Retries();
@@ -142,8 +144,9 @@ export class WorkerSession {
       followUp: (run) => fleet.followUp(run),
       fail: (error) => this.fail(error),
     });
+    this.#brakes = new Brakes(connection);
     this.#charges = new Charges({
-      ...{ budget, connection, now: fleet.now },
+      ...{ budget, connection, brakes: this.#brakes, now: fleet.now },
       halted: () => fleet.workers.throttled(this),
     });
   }
@@ -215,9 +218,14 @@ export class WorkerSession {
     return this.#charges;
   }
 
+  /** It is not read until others get on: those of its token, or who its messages are passed on to. */
+  get isBraked(): boolean {
+    return this.#charges.stands || this.#brakes.waits;
+  }
+
   /** The same, or it waits for a place, or has not read its answers. */
   get standsStill(): boolean {
-    return this.#charges.stands || this.#connection.waiting || this.#connection.holding;
+    return this.isBraked || this.#connection.waiting || this.#connection.holding;
   }
 
   /** Closes it where it sends, or reads, too slowly. @param windowMs in which it must get on. */
@@ -290,6 +298,8 @@ export class WorkerSession {
         this.#fleet.workers.unasked++;
         this.#charges.message(header);
       }
+      this.#brakes.yieldTo(this.#fleet.shardBacklog);
+      this.#brakes.yieldTo(this.#fleet.replication);
     }
   }
 

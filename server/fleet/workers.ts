@@ -225,7 +225,7 @@ export class Workers {
       if (problem) session.fail(problem);
       // What it has sent is not read, so it cannot answer; whether it is there still, writing tells.
       if (session.standsStill) session.excuse();
-      if (session.charges.stands) session.ping();
+      if (session.isBraked) session.ping();
       session.look(now, silenceMs);
       if (now - session.lastSeen > silenceMs) session.terminate();
       else if (now - session.lastSeen > LIMITS.heartbeatMs) session.ping();

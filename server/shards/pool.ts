@@ -63,6 +63,8 @@ const NODE_TIMERS: PoolTimers = {
   },
 };
 
+/** Between two looks at whether there is room for more commands. */
+const ROOM_MS = 5;
 const HANDSHAKE_MS = 10_000;
 const CLOSE_MS = 2_000;
 
@@ -109,6 +111,8 @@ export class ShardPool implements RunShards {
     number,
     { resolve(answer: Uint8Array | SavedVectors): void; reject(why: Error): void }
   >();
+  /** Who waits until less waits to be sent. */
+  #waiting: (() => void)[] = [];
   #closing = false;
   /** Set: all is well. */
   #whole = false;
@@ -323,6 +327,26 @@ export class ShardPool implements RunShards {
 
   #send(index: number, message: ToShardControl, values?: Float32Array): void {
     this.#links[index - 1]?.connection.send(message, values ? [bytesOf(values)] : []);
+  }
+
+  /** Too much waits to be sent to some shard: rows that workers give, or the keys of rows that they ask for. */
+  get isFull(): boolean {
+    const most = LIMITS.shardUnsentBytesMax;
+    return this.#links.some(({ connection }) => connection.open && connection.bufferedBytes > most);
+  }
+
+  /** Calls back once, when there is room again. */
+  whenRoom(act: () => void): void {
+    this.#waiting.push(act);
+    if (this.#waiting.length === 1) this.#timers.after(ROOM_MS, () => this.#lookForRoom());
+  }
+
+  #lookForRoom(): void {
+    if (this.isFull) {
+      this.#timers.after(ROOM_MS, () => this.#lookForRoom());
+      return;
+    }
+    for (const act of this.#waiting.splice(0)) act();
   }
 
   /** Resolves when little waits to be sent to a shard. */

@@ -27,6 +27,8 @@ import {
 const PIECE_ELEMENTS = 2 ** 22;
 /** Bytes that a standby may lack, whatever was agreed on: they wait in memory. */
 export const UNCARRIED_BYTES_MAX = 2 ** 28;
+/** Answers that wait for a standby, of all workers. Each has a few under way; one who asks for more is not read. */
+export const HELD_MAX = 2 ** 16;
 /** Not heard of for so long, a standby is lost and the primary goes on without it. */
 export const STANDBY_TIMEOUT_MS = 2_000;
 /** So many times longer it may take over one frame; and be silent, or get nowhere, while it is told the runs. */
@@ -123,6 +125,8 @@ export class Replication {
   readonly #payloads = new Memories(4);
   /** Bundles, one after the other. */
   #bundling: Promise<void> = Promise.resolve();
+  /** Who waits until the standby has carried out more. */
+  readonly #waiting: (() => void)[] = [];
   /** What is for workers and must not leave yet, in its order. */
   #held: { readonly pushes: number; readonly act: () => void }[] = [];
   /** The first of them at the last look, and since when it is the first. */
@@ -151,6 +155,20 @@ export class Replication {
     else this.#held.push({ pushes: this.#pushes, act });
   }
 
+  /** So much waits for the standby that no message of a worker is to be read. */
+  get isFull(): boolean {
+    return this.#isFarBehind || this.#held.length > HELD_MAX;
+  }
+
+  get #isFarBehind(): boolean {
+    return this.#uncarriedBytes > UNCARRIED_BYTES_MAX;
+  }
+
+  /** Calls back once, when the standby has carried out enough, or this server goes on alone. */
+  whenRoom(act: () => void): void {
+    this.#waiting.push(act);
+  }
+
   /** Something for workers waits. */
   get holding(): boolean {
     return this.#held.length > 0;
@@ -167,7 +185,7 @@ export class Replication {
 
   #mustWait(pushes: number): boolean {
     if (this.#state === 'alone') return false;
-    if (this.#state === 'parting' || this.#uncarriedBytes > UNCARRIED_BYTES_MAX) return true;
+    if (this.#state === 'parting' || this.#isFarBehind) return true;
     const lagMax = this.#lagMax;
     return lagMax !== null && pushes - this.#carriedPushes > lagMax;
   }
@@ -176,6 +194,7 @@ export class Replication {
     while (this.#held.length > 0 && !this.#mustWait(this.#held[0]!.pushes)) {
       this.#held.shift()!.act();
     }
+    if (!this.isFull) for (const act of this.#waiting.splice(0)) act();
   }
 
   // What the coordinator tells.

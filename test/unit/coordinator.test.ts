@@ -34,7 +34,7 @@ function connect(leaseSeconds: number | null) {
     excuse() {
       this.lastSeen = now;
     },
-    standsStill: false,
+    ...{ standsStill: false, isBraked: false },
     charges: { stands: false },
     look() {},
   };

@@ -1,7 +1,11 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
-import { INTRODUCE_BYTES, UNCARRIED_BYTES_MAX } from '../../server/standby/replication.ts';
+import {
+  HELD_MAX,
+  INTRODUCE_BYTES,
+  UNCARRIED_BYTES_MAX,
+} from '../../server/standby/replication.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
@@ -252,6 +256,44 @@ describe('what is for workers waits', () => {
     link.arrive();
     link.answer();
     expect(told).toEqual([2, -1, 3]);
+  });
+
+  test('and beyond a number of answers no message of a worker is read', async () => {
+    const { link, push, replication } = await training({ mode: 'sync', lagMax: 0 });
+    await push();
+    let left = 0;
+    while (!replication.isFull) replication.whenSafe(() => left++);
+    expect(left).toBe(0);
+    let goesOn = 0;
+    replication.whenRoom(() => goesOn++);
+    link.arrive(1);
+    link.answer();
+    expect([left, goesOn]).toEqual([0, 0]);
+    link.arrive();
+    link.answer();
+    // One of those that were held is the answer to the push.
+    expect([left, goesOn]).toEqual([HELD_MAX, 1]);
+    expect(replication.isFull).toBe(false);
+  });
+
+  test('nor while it is not known whether a standby that is lost has taken over', async () => {
+    let confirm = () => {};
+    const confirmed = new Promise<void>((resolve) => {
+      confirm = resolve;
+    });
+    const { link, replication } = await training(
+      { mode: 'sync', lagMax: 0 },
+      { confirm: () => confirmed },
+    );
+    link.lose();
+    while (!replication.isFull) replication.whenSafe(() => {});
+    let goesOn = 0;
+    replication.whenRoom(() => goesOn++);
+    await turn();
+    expect(goesOn).toBe(0);
+    confirm();
+    await turn();
+    expect(goesOn).toBe(1);
   });
 
   test('where it is async: only from the stated number of pushes on', async () => {
