@@ -44,6 +44,7 @@ import { Charges } from './charges.ts';
 import type { Fleet } from './fleet.ts';
 import { PushParts } from './push-parts.ts';
 import { Retries } from './retries.ts';
+import { RowPulls } from './row-pulls.ts';
 import {
   type Abilities,
   abilitiesOf,
@@ -99,6 +100,7 @@ export class WorkerSession {
   /** What is dealt with now is work that the server asked for. */
   #asked = false;
   readonly #retries = new Retries();
+  readonly #rowPulls = new RowPulls();
   /** What its `hello` takes, as long as it is connected. */
   #helloBytes = 0;
   readonly #payloads: Payloads;
@@ -377,7 +379,7 @@ export class WorkerSession {
     }
     const { id, generation, tables, rowParts } = run;
     if (!tables) throw noTables('pullRows', id);
-    this.#asked = run.isAtWork(this.key);
+    this.#asked = run.isAtWork(this.key) && this.#rowPulls.allow(evaluation);
     const keys = tables.readKeys(payload);
     const capture = run.evaluatedCapture(this.key, evaluation);
     const encoding = capture === null ? tables.pullEncoding : 'f32';
@@ -582,6 +584,7 @@ export class WorkerSession {
     const assignment = run.call(this.#assignCall.of(aheadOf(run.config), now));
     this.#waiting = assignment.kind === 'wait';
     if (assignment.kind === 'work') {
+      if (run.tables) this.#rowPulls.given(assignment, run.evaluationExamples);
       this.#answers.work(run, acknowledgements, assignment);
       return;
     }

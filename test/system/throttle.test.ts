@@ -2,10 +2,12 @@ import { setImmediate as turn } from 'node:timers/promises';
 import { afterEach, describe, expect, test } from 'vitest';
 import { FloodClient } from '../../bench/floods/client.ts';
 import type { ServeOptions } from '../../server/main.ts';
-import { encodeFrame } from '../../shared/codec.ts';
+import { encodeFrame, floatsOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { ServerMessage, Work } from '../../shared/protocol.ts';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
+import { encodeKeys } from '../../shared/rows.ts';
+import { TABLES_HEADER } from '../../shared/tables.ts';
 import { openTestServer } from '../support/open-server.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem, EXCHANGED, examplesOf, gradientOf, lossOf } from '../support/regression.ts';
@@ -34,7 +36,8 @@ async function start(config: PartialConfig = {}, options: Partial<ServeOptions> 
     },
   });
   const enter = async (name: string) => {
-    const worker = await ProtocolWorker.connect(url, { name, token: TOKEN });
+    const headers = { [TABLES_HEADER]: 'yes' };
+    const worker = await ProtocolWorker.connect(url, { name, token: TOKEN, headers });
     cleanUps.push(() => worker.terminate());
     return { worker, work: await worker.enter(problem) };
   };
@@ -74,7 +77,11 @@ function frame(opcode: number, payload: Uint8Array): Buffer {
 const message = (header: object, payload?: Float32Array) =>
   frame(0x82, encodeFrame(header, payload));
 
-const FLOODS: [what: string, again: Buffer, first?: Buffer][] = [
+interface Flood {
+  readonly first?: Buffer;
+  readonly config?: PartialConfig;
+}
+const FLOODS: [what: string, again: Buffer, more?: Flood][] = [
   ['samples', message(observed(1, 60))],
   [
     'evaluations',
@@ -92,39 +99,50 @@ const FLOODS: [what: string, again: Buffer, first?: Buffer][] = [
   ['goodbyes', message({ type: 'leave', failure: null })],
   ['pings', frame(0x89, Buffer.alloc(0))],
   ['pongs', frame(0x8a, Buffer.alloc(0))],
-  ['fragments of nothing', frame(0x00, Buffer.alloc(0)), frame(0x02, Buffer.from('DP'))],
+  ['fragments of nothing', frame(0x00, Buffer.alloc(0)), { first: frame(0x02, Buffer.from('DP')) }],
+  [
+    'questions for rows, though it has a minibatch',
+    message(
+      { type: 'pullRows', run: 'r', request: 1, evaluation: null },
+      floatsOf(encodeKeys([Uint32Array.of(3, 7)])),
+    ),
+    { config: { tables: { word: { rows: 40, width: 2 } } } },
+  ],
 ];
 const BLOCK_BYTES = 2 ** 16;
 /** A server that takes so much is not slowed down by it. */
 const FLOOD_BYTES_MAX = 2 ** 29;
 
 describe('a worker that goes on and on with', () => {
-  test.each(FLOODS)('%s is not read any more, and its token works on', async (_, again, first) => {
-    const { client, enter, lines } = await start({}, { limits: ONCE });
-    const honest = await enter('honest');
-    const flood = await enter('flood');
-    if (first) flood.worker.write(first);
-    const block = Buffer.concat(Array(Math.ceil(BLOCK_BYTES / again.length)).fill(again));
-    let sent = 0;
-    while ((await seriesOf(client, 'downpour_throttled_connections')) === 0) {
-      for (let i = 0; i < 64; i++) {
-        if (flood.worker.unsentBytes < 16 * BLOCK_BYTES) {
-          flood.worker.write(block);
-          sent += block.length;
+  test.each(FLOODS)(
+    '%s is not read any more, and its token works on',
+    async (_, again, { first, config } = {}) => {
+      const { client, enter, lines } = await start(config, { limits: ONCE });
+      const honest = await enter('honest');
+      const flood = await enter('flood');
+      if (first) flood.worker.write(first);
+      const block = Buffer.concat(Array(Math.ceil(BLOCK_BYTES / again.length)).fill(again));
+      let sent = 0;
+      while ((await seriesOf(client, 'downpour_throttled_connections')) === 0) {
+        for (let i = 0; i < 64; i++) {
+          if (flood.worker.unsentBytes < 16 * BLOCK_BYTES) {
+            flood.worker.write(block);
+            sent += block.length;
+          }
+          await turn();
         }
-        await turn();
+        expect(sent).toBeLessThan(FLOOD_BYTES_MAX);
+        expect(flood.worker.isOpen).toBe(true);
       }
-      expect(sent).toBeLessThan(FLOOD_BYTES_MAX);
-      expect(flood.worker.isOpen).toBe(true);
-    }
-    const read = await bytesFrom(client, 'flood');
-    const at = await honest.worker.trainTo(problem, honest.work, honest.work.step + 200);
-    expect(at.step).toBeGreaterThanOrEqual(200);
-    expect(await bytesFrom(client, 'flood')).toBe(read);
-    expect(await seriesOf(client, 'downpour_throttled_connections')).toBe(1);
-    const told = lines.filter((line) => line.includes('read less often'));
-    expect(told).toEqual([expect.stringContaining('worker flood of token ')]);
-  });
+      const read = await bytesFrom(client, 'flood');
+      const at = await honest.worker.trainTo(problem, honest.work, honest.work.step + 200);
+      expect(at.step).toBeGreaterThanOrEqual(200);
+      expect(await bytesFrom(client, 'flood')).toBe(read);
+      expect(await seriesOf(client, 'downpour_throttled_connections')).toBe(1);
+      const told = lines.filter((line) => line.includes('read less often'));
+      expect(told).toEqual([expect.stringContaining('worker flood of token ')]);
+    },
+  );
 });
 
 const join = {

@@ -20,12 +20,16 @@ const EVALUATION_SLACK = 10;
 /** Initial parameters, whose time nobody has measured, have the time of so many leases. */
 const INITIAL_LEASES = 10;
 
+/** Examples that an evaluation of a part measures. */
+export function examplesMeasured({ options, fields }: RunInternals, part: LeasePart): number {
+  const { evaluateTraining } = options.config;
+  return examplesOf(fields.data!, part) + (part === 'validation' ? evaluateTraining : 0);
+}
+
 /** How long a worker has for an evaluation, ms. Each worker that was late doubles it, since all may be slow. */
 export function evaluationMsMax(inside: RunInternals, key: string, part: LeasePart): number {
-  const { options, fields, components } = inside;
-  const { minibatchSize, evaluateTraining } = options.config;
-  const examples = examplesOf(fields.data!, part) + (part === 'validation' ? evaluateTraining : 0);
-  const minibatches = Math.ceil(examples / minibatchSize);
+  const { options, components } = inside;
+  const minibatches = Math.ceil(examplesMeasured(inside, part) / options.config.minibatchSize);
   const leaseMs = leaseMsOf(inside);
   let slowest = components.roster.find(key)?.computeMsRecent ?? null;
   if (slowest === null) {

@@ -35,7 +35,7 @@ import {
 } from './course.ts';
 import { capturesInUse } from './evaluations.ts';
 import { frozenOf, toldGroups } from './groups.ts';
-import { evaluates } from './handed.ts';
+import { evaluates, examplesMeasured } from './handed.ts';
 import { runProgress, stepsBehind } from './lives.ts';
 import {
   type RunInternals,
@@ -267,6 +267,12 @@ export class RunView {
     const { leases } = this.inside.components;
     const { evaluation } = this.inside.fields;
     return evaluation?.worker === worker || (leases?.heldBy(worker).length ?? 0) > 0;
+  }
+
+  /** Examples that the evaluation under way measures; 0: there is none. */
+  get evaluationExamples(): number {
+    const { evaluation } = this.inside.fields;
+    return evaluation ? examplesMeasured(this.inside, evaluation.part) : 0;
   }
 
   /** The capture that a worker evaluates; null: it does not evaluate this. */
