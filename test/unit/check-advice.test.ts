@@ -247,7 +247,7 @@ describe('the short trial', () => {
     ...{ before: measured(1, 0.5), after: measured(0.5, 0.2) },
     ...{ validationBefore: measured(1, 0.5), validation: measured(0.5, 0.2) },
     ratios: [{ tensor: 'k', ratio: 0.005, largest: 0.01, moved: true, gradientNorm: [1, 1] }],
-    examples: { training: 400, validation: 100 },
+    ...{ examples: { training: 400, validation: 100 }, rowsLargest: null },
     ...more,
   });
 
@@ -270,6 +270,33 @@ describe('the short trial', () => {
     const slow = { after: measured(0.98, 0.5) };
     expect(checkProgress(trained({ ...slow, steps: 20 }), 0.1).verdict).toBe('advice');
     expect(checkProgress(trained(slow), 0.1).verdict).toBe('problem');
+  });
+
+  describe('without a tensor of rank 2', () => {
+    const still = { after: measured(0.999, 0.5), ratios: [] };
+    const text = (rowsLargest: number | null) =>
+      checkProgress(trained({ ...still, rowsLargest }), 0.1).text;
+
+    test('looks at the updates of rows', () => {
+      expect(text(1e-6)).toContain('It hardly moves: the largest update is 0.000001 of its rows.');
+      expect(text(0.01)).toContain('although the updates have the usual size');
+      expect(text(0.5)).toContain('the learning rate is too high');
+    });
+
+    test('says nothing of updates that were not measured', () => {
+      expect(text(null)).toMatch(/ It does not learn\.$/);
+      expect(text(null)).not.toContain('hardly moves');
+    });
+  });
+
+  test('with rows that move does not say that it hardly moves, and with small ones not that it moves too far', () => {
+    const ratios = trained({}).ratios.map((ratio) => ({ ...ratio, largest: 1e-6 }));
+    const still = { after: measured(0.999, 0.5), ratios };
+    const { text } = checkProgress(trained({ ...still, rowsLargest: 0.9 }), 0.1);
+    expect(text).toContain('although the updates have the usual size');
+    expect(checkProgress(trained({ ...still, rowsLargest: 1e-6 }), 0.1).text).toContain(
+      'the largest update is 0.000001 of its tensor',
+    );
   });
 
   test('with nothing to learn says so', () => {

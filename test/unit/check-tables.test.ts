@@ -45,31 +45,37 @@ class Doubles extends tf.layers.Layer {
 }
 registerOwnClass(Doubles as never);
 
-function experimentOf(isWrong: boolean) {
+function experimentOf(isWrong: boolean, isAlone = false) {
   const experiment = mustBeExperiment(
     {
       data: () => {
         throw new Error('not asked for');
       },
-      tables: { town: { rows: TOWNS, width: 3, initializer: { kind: 'normal', deviation: 0.5 } } },
+      tables: {
+        town: {
+          rows: TOWNS,
+          width: isAlone ? 1 : 3,
+          initializer: { kind: 'normal', deviation: 0.5 },
+        },
+      },
       model: () =>
         tf.sequential({
           layers: [
             layers.rows({ table: 'town', combine: 'sum', inputShape: [1] }),
             ...(isWrong ? [new Doubles({})] : []),
-            tf.layers.dense({ units: 1, name: 'price' }),
+            ...(isAlone ? [] : [tf.layers.dense({ units: 1, name: 'price' })]),
           ],
         }),
       loss: 'meanSquaredError',
-      config: { learningRate: 0.3, minibatchSize: 16 },
+      config: { learningRate: isAlone ? 1e-6 : 0.3, minibatchSize: 16 },
     },
     'towns.ts',
   );
   return { experiment, config: resolveConfig(experiment.config ?? {}) };
 }
 
-async function checked(isWrong: boolean) {
-  const { experiment, config } = experimentOf(isWrong);
+async function checked(isWrong: boolean, isAlone = false) {
+  const { experiment, config } = experimentOf(isWrong, isAlone);
   const findings = await checkExperiment({
     ...{ experiment, config, prepared, steps: 60 },
     updater: (layout, initial) => createUpdater(layout, config, initial),
@@ -95,6 +101,13 @@ test('a wrong gradient of rows is a problem that names the table', async () => {
   const { gradient } = await checked(true);
   expect(gradient).toMatchObject({ verdict: 'problem' });
   expect(gradient!.text).toContain('not the slope of the loss for table town');
+}, 30_000);
+
+test('a model of rows alone is told how far its rows move', async () => {
+  const { progress } = await checked(false, true);
+  expect(progress!.text).toMatch(
+    /It hardly moves: the largest update is [\d.e-]*[1-9][\d.e-]* of its rows\./,
+  );
 }, 30_000);
 
 test('speeds are measured with made-up rows', async () => {

@@ -1,6 +1,7 @@
 import type { RunConfig } from '../../shared/config.ts';
 import type { ErrorMeasure } from '../../shared/protocol.ts';
 import { permutation, STREAMS } from '../../shared/random.ts';
+import type { TableRows } from '../../shared/rows.ts';
 import type { PreparedData } from '../data/examples.ts';
 import { gather } from '../data/gather.ts';
 import { minibatchSeed } from '../minibatches.ts';
@@ -63,6 +64,8 @@ export interface ShortTraining {
   /** Why it ended early. */
   readonly diverged: string | null;
   readonly ratios: readonly Ratio[];
+  /** The largest update of the rows of a table that an update changed, over their size; null: none was measured. */
+  readonly rowsLargest: number | null;
   /** Training mode and evaluation mode on the same examples. */
   readonly modes: { readonly training: number; readonly evaluation: number };
 }
@@ -99,6 +102,7 @@ async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
   }));
   const losses: number[] = [];
   let diverged: string | null = null;
+  let rowsLargest: number | null = null;
   model.load(updater.parameters);
   const before = await measure();
   for (let step = 1; step <= steps && diverged === null; step++) {
@@ -110,12 +114,19 @@ async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
     losses.push(loss);
     const looks = step % Math.max(1, Math.floor(steps / RATIOS)) === 0 || step === 1;
     const old = looks ? updater.parameters.slice() : null;
+    const keys = (looks && taken.rows?.map((rows) => rows.keys)) || null;
+    const oldRows = keys && ((await updater.rows?.(keys)) ?? null);
     if (!Number.isFinite(loss) || !updater.apply(taken, step)) {
       const what = Number.isFinite(loss) ? 'a gradient or a parameter' : 'the loss';
       diverged = `${what} was not finite at update ${step}`;
       break;
     }
     const { parameters } = updater;
+    if (keys && oldRows) {
+      for (const ratio of rowRatios(oldRows, await updater.rows!(keys))) {
+        rowsLargest = Math.max(rowsLargest ?? 0, ratio);
+      }
+    }
     if (old) {
       tensors.forEach(({ offset, size }, i) => {
         const update = parameters.slice(offset, offset + size);
@@ -145,6 +156,7 @@ async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
         gradientNorm: ends,
       };
     }),
+    rowsLargest,
     modes: { training, evaluation: after.at.loss },
     examples: {
       training: Math.min(SAMPLE, prepared.train.count),
@@ -153,15 +165,28 @@ async function trainShortly(options: TrialOptions): Promise<ShortTraining> {
   };
 }
 
+/** How far the rows of each table have moved, of their size. Rows of zeros have none yet. */
+function rowRatios(before: readonly TableRows[], after: readonly TableRows[]): number[] {
+  return before.flatMap(({ values: old }, t) => {
+    const { values } = after[t]!;
+    const size = norm(old);
+    return size > 0 ? [norm(values.map((value, i) => value - old[i]!)) / size] : [];
+  });
+}
+
 /** A smaller fall of the loss is none. */
 const FALL = 0.05;
 /** A loss that falls, but by less, is not judged after fewer updates. */
 const ENOUGH_UPDATES = 50;
 
 export function checkProgress(trained: ShortTraining, learningRate: number): Finding {
-  const { before, after, validation, steps, diverged, ratios } = trained;
+  const { before, after, validation, steps, diverged, ratios, rowsLargest } = trained;
   const fall = (before.loss - after.loss) / Math.max(1e-12, Math.abs(before.loss));
-  const largest = Math.max(0, ...ratios.map((ratio) => ratio.largest));
+  const ofTensors = ratios.length > 0 ? Math.max(...ratios.map((ratio) => ratio.largest)) : null;
+  // Rows are small at first: beside tensors they say that something moves, not that it moves too far.
+  const largest = ofTensors ?? rowsLargest ?? 0;
+  const most = Math.max(largest, rowsLargest ?? 0);
+  const isMeasured = ofTensors !== null || rowsLargest !== null;
   const numbers = {
     ...{ steps, learningRate, fall, diverged },
     ...{ lossBefore: before.loss, lossAfter: after.loss, errorAfter: after.error },
@@ -198,11 +223,12 @@ export function checkProgress(trained: ShortTraining, learningRate: number): Fin
       numbers,
     );
   }
-  if (largest < 1e-4) {
+  if (isMeasured && most < 1e-4) {
+    const what = ofTensors === null ? 'rows' : 'tensor';
     return finding(
       'progress',
       'problem',
-      `${text} It hardly moves: the largest update is ${short(largest)} of its tensor.`,
+      `${text} It hardly moves: the largest update is ${short(most)} of its ${what}.`,
       `raise learningRate by a factor of 10 or more; ${find}`,
       numbers,
     );
@@ -219,7 +245,7 @@ export function checkProgress(trained: ShortTraining, learningRate: number): Fin
   return finding(
     'progress',
     'problem',
-    `${text} It does not learn, although the updates have the usual size.`,
+    `${text} It does not learn${isMeasured ? ', although the updates have the usual size' : ''}.`,
     'look at the other findings first (labels, scale, output); then a larger model (Deep Learning §11.3)',
     numbers,
   );
