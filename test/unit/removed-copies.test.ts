@@ -8,6 +8,7 @@ import { Copier } from '../../server/checkpoints/elsewhere/copier.ts';
 import { restoreInto } from '../../server/checkpoints/elsewhere/restore.ts';
 import type { Bucket } from '../../server/checkpoints/elsewhere/s3.ts';
 import { Removals } from '../../server/checkpoints/removal.ts';
+import { BUNDLE_FOLDER } from '../../server/fleet/bundles.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import { DownpourError } from '../../shared/errors.ts';
 
@@ -76,11 +77,11 @@ function copierOf(): Copier {
   return copier;
 }
 
-const write = (run: string, createdAt = 'monday') =>
+const write = (run: string, createdAt = 'monday', options = {}) =>
   writeCheckpoint(checkpointFolder(state, run), {
     ...{ run, step: 10, kind: 'last', layoutHash: 'h', now: new Date() },
     tensors: [{ name: 'w', shape: [4], values: new Float32Array(4) }],
-    state: { life: 1, options: { id: run, createdAt } },
+    state: { life: 1, options: { id: run, createdAt, ...options } },
   });
 const until = async (isSo: () => boolean) => {
   while (!isSo()) await wait(2);
@@ -111,6 +112,25 @@ describe('the copies of a removed run', () => {
     );
     expect(keysOf('other')).toHaveLength(2);
     expect(copier.facts().refused).toEqual([]);
+  });
+
+  test('go with the bundle of its experiment, and another run of that name brings it again', async () => {
+    const sha256 = 'ab'.repeat(32);
+    await mkdir(join(state, BUNDLE_FOLDER), { recursive: true });
+    await writeFile(join(state, BUNDLE_FOLDER, sha256), 'the experiment');
+    const copier = copierOf();
+    copier.written(await write('r', 'monday', { bundle: sha256 }));
+    await until(() => objects.size === 3);
+    let gone = false;
+    copier.removeRun('r', 'monday', async () => {
+      gone = true;
+    });
+    await rm(join(state, 'r'), { recursive: true });
+    await until(() => gone);
+    expect(objects.size).toBe(0);
+    copier.written(await write('r', 'tuesday', { bundle: sha256 }));
+    await until(() => keysOf('r').some((key) => key.endsWith('.json')));
+    expect(keysOf('r')).toContain(`r/bundles/${sha256}`);
   });
 
   test('wait for a bucket that is away, also over a restart, and go by the note in .removed', async () => {

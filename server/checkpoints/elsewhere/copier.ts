@@ -123,11 +123,18 @@ export class Copier {
     if (this.#ending.signal.aborted) return;
     for (const kind of ['last', 'best', 'final']) this.#waiting.delete(`${run} ${kind}`);
     this.#labels.delete(run);
+    this.#forget(run);
+    this.#removing.set(run, { createdAt, gone });
+    this.#work();
+  }
+
+  /** What the bucket has of a run is not known any more. */
+  #forget(run: string): void {
     this.#known.delete(run);
     this.#steps.delete(run);
     this.#refused.delete(run);
-    this.#removing.set(run, { createdAt, gone });
-    this.#work();
+    const ofRun = placeOfBundle(run, '');
+    for (const key of this.#bundles) if (key.startsWith(ofRun)) this.#bundles.delete(key);
   }
 
   /** What an earlier life left on disk and perhaps not in the bucket. */
@@ -235,6 +242,8 @@ export class Copier {
         ...keys.filter((key) => !key.endsWith(MANIFEST)),
       ];
       for (const key of inOrder) await bucket.remove(key, signal);
+      // One may have been under way when its removal was asked for.
+      this.#forget(run);
       if (keys.length > 0) log(`run ${run}: its copies in ${bucket.name} are removed`, { run });
     } catch (error) {
       if (signal.aborted) return;
