@@ -100,7 +100,12 @@ export class Feed {
   }
 
   tick(): void {
-    if (this.#readers.size === 0) return;
+    if (this.#readers.size === 0) {
+      // Nobody is told: who comes next is told of all.
+      this.#changes.changed.clear();
+      this.#changes.gone.clear();
+      return;
+    }
     this.#collect();
     const now = this.#now();
     let moment: FeedMoment | null = null;

@@ -1,4 +1,4 @@
-import { expect, test } from 'vitest';
+import { expect, test, vi } from 'vitest';
 import { Feed } from '../../server/http/feed.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { FeedUpdate, ServerFacts, WorkerSummary } from '../../shared/rest.ts';
@@ -174,4 +174,24 @@ test('a run that could not be kept is gone again', () => {
   listing.remove('fourth');
   tick();
   expect(reader.updates.at(-1)!.gone.runs).toEqual(['fourth']);
+});
+
+test('nothing is kept for readers that may come, however many runs come and go', () => {
+  const runs = [fakeRun('a'), fakeRun('b')];
+  const listing = listingOf(runs);
+  const watch = vi.spyOn(listing, 'watch');
+  const facts = { server: () => ({ version: '1' }) as ServerFacts, workers: () => [] };
+  const feed = new Feed({ listing, ...facts }, () => 0);
+  const changes = watch.mock.results[0]!.value as ReturnType<typeof listing.watch>;
+  for (let i = 0; i < 3; i++) {
+    listing.add(fakeRun(`run-${i}`));
+    listing.refresh();
+    listing.remove(`run-${i}`);
+    feed.tick();
+    expect([changes.changed.size, changes.gone.size]).toEqual([0, 0]);
+  }
+  const reader = new Reader();
+  feed.open(reader);
+  expect(reader.updates[0]!.runs.map(({ id }) => id)).toEqual(['a', 'b']);
+  expect(reader.updates[0]!.gone.runs).toEqual([]);
 });
