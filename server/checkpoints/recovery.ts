@@ -269,6 +269,9 @@ export class Recovery {
       await this.#learnLabels(fresh, known);
       if (known.phase === 'stopped') {
         fresh.call({ call: 'stop', reason: 'stopped by a user; `downpour resume` continues it' });
+      } else if (known.phase === 'failed') {
+        const what = 'it failed before it had parameters, in an earlier life of the server';
+        fresh.call({ call: 'stop', reason: `${what}; \`downpour resume\` tries again` });
       }
       return fresh;
     }

@@ -1,4 +1,5 @@
 import { decodeFacts, isOfOlderRelease } from '../../shared/data-facts.ts';
+import { errorText } from '../../shared/errors.ts';
 import { groupsOf, layoutWhile } from '../../shared/groups.ts';
 import { trainsRows } from '../../shared/tables.ts';
 import { attend, detach, leave, mustAgree, postpone, takeSample, tick } from './run/attendance.ts';
@@ -16,7 +17,6 @@ import {
 } from './run/calls.ts';
 import { mustBeTestable } from './run/evaluations.ts';
 import { frozenOf, takePlaces } from './run/groups.ts';
-import { takeBack } from './run/handed.ts';
 import { isBelievable, learnLost, recallLost } from './run/lives.ts';
 import { openCheckpoint, openFork, openNew, openReplica } from './run/open.ts';
 import { Phases } from './run/phases.ts';
@@ -103,6 +103,7 @@ export class Run extends RunView {
         break;
       case 'leave':
         if (leave(this.inside, call.worker)) this.#wake();
+        this.#phases.failWithoutInitial();
         this.#steps.look(this.#fields.nowMs);
         break;
       case 'postpone':
@@ -112,6 +113,7 @@ export class Run extends RunView {
         if (tick(this.inside, call.now, (text) => this.#events.push({ kind: 'late', text }))) {
           this.#wake();
         }
+        this.#phases.failWithoutInitial(call.now);
         this.#steps.look(call.now);
         break;
       case 'initialised':
@@ -222,9 +224,7 @@ export class Run extends RunView {
     try {
       values = vector.readInitial(payload, worker, others);
     } catch (error) {
-      // Another one is asked for them, one that waits.
-      takeBack(fields.grant);
-      this.#wake();
+      this.#phases.refuseInitial(worker, errorText(error));
       throw error;
     }
     vector.initialise(values, others);
@@ -242,10 +242,15 @@ export class Run extends RunView {
     return true;
   }
 
-  #initialRows({ worker, grant, session }: CallOf<'initialRows'>, payload: Uint8Array): boolean {
+  #initialRows({ worker, grant }: CallOf<'initialRows'>, payload: Uint8Array): boolean {
     const { grant: asked } = this.#fields;
     if (this.over || asked?.id !== grant || asked.worker !== worker) return false;
-    this.#components.vector.beginRows(payload, session);
+    try {
+      this.#components.vector.beginRows(payload);
+    } catch (error) {
+      this.#phases.refuseInitial(worker, errorText(error));
+      throw error;
+    }
     return true;
   }
 

@@ -270,7 +270,7 @@ const commands = [
   /** All rows of tables have their initial values, of this seed. */
   Type.Object({ kind: Type.Literal('resetRows'), ...ofRun, seed: Type.Integer() }, closed),
   /** Some rows begin with other values, which a worker has sent; they come with it. */
-  Type.Object({ kind: Type.Literal('beginRows'), ...ofRun, session: SessionId }, closed),
+  Type.Object({ kind: Type.Literal('beginRows'), ...ofRun }, closed),
   /** Sends a worker the rows that its push wanted, as they are now. */
   Type.Object(
     {

@@ -1,11 +1,10 @@
 import { bytesOf, floatsOf } from '../../shared/codec.ts';
 import type { Encoding } from '../../shared/compression.ts';
 import type { RunConfig } from '../../shared/config.ts';
-import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
+import { DownpourError, errorText } from '../../shared/errors.ts';
 import { createLayout, type Layout } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { fragmentsOf, type PushKind } from '../../shared/local-steps.ts';
-import { normAndFinite } from '../../shared/optimizer.ts';
 import { type Range, rangeLayout, rangesOfRun } from '../../shared/partition.ts';
 import type { RowTableFacts } from '../../shared/rest.ts';
 import { type TableFields, tablesOf } from '../../shared/tables.ts';
@@ -18,7 +17,14 @@ import { densePart, type PartOfRows, ShardRows } from './shard-rows.ts';
 import { fragmentBytes, Snapshot } from './snapshot.ts';
 import { createRunTables, PUSHED_ROWS_BYTES_MAX } from './tables/run-tables.ts';
 import type { TablesCopy } from './tables/tables-copy.ts';
-import { type CopyVector, payloadLimits, slice, VECTOR, vectorPlaces } from './vectors.ts';
+import {
+  type CopyVector,
+  notFiniteIn,
+  payloadLimits,
+  slice,
+  VECTOR,
+  vectorPlaces,
+} from './vectors.ts';
 
 /**
  * A shard: it holds a range of the vector of each run, and does with it what the coordinator has decided,
@@ -61,11 +67,18 @@ export function rangesOf(layout: Layout, shards: number, config: TableFields): R
   );
 }
 
+/** Initial parameters of a worker. */
+interface InitialName {
+  readonly run: string;
+  readonly session: string;
+  readonly grant: number;
+}
+
 export interface ShardEvents {
   /** A part of a push is here. @param squares without those of rows; NaN: not finite. @param problem with the part itself. */
   landed(of: PushPartName, squares: number, problem: string | null, rows: RowsLanded | null): void;
-  /** A part of initial parameters is here. */
-  initialLanded(of: { run: string; session: string; grant: number }, finite: boolean): void;
+  /** A part of initial parameters is here, of the worker that is asked for them. @param problem why it cannot be used. */
+  initialLanded(of: InitialName, problem: string | null): void;
   /** An update made parameters overflow; they are as before. */
   overflowed(run: string, generation: number): void;
   /** A worker is to get this. @param parts of the payload that are sent. */
@@ -81,8 +94,6 @@ export interface ShardEvents {
     header: { run: string; pull: number; encoding: 'f32' | 'bf16' },
     bytes: Uint8Array,
   ): void;
-  /** Rows that a worker has sent to begin with do not fit. */
-  rowsRefused(run: string, session: string, why: string): void;
   /** The shard has other rows than it had when this was told last, by table. */
   rowFacts(run: string, tables: RowTableFacts[]): void;
 }
@@ -237,12 +248,26 @@ export class Shard {
       held.granted.part?.release();
       held.granted.part = part;
     } else {
-      // One of a run is enough: it waits for what is on its way from the coordinator.
+      // One of a run is enough: it waits for what is on its way from the coordinator. Another worker's may take its place,
+      // so it has not landed yet.
       held.early?.part.release();
       held.early = { session, grant, part, looks: 0 };
+      return;
     }
-    const finite = fits && Number.isFinite(normAndFinite(floatsOf(part.payload)));
-    if (held) this.#events.initialLanded({ run, session, grant }, finite);
+    if (held) this.#initialLanded(held, { run, session, grant }, part);
+  }
+
+  #initialLanded(
+    { layout }: HeldRun,
+    of: InitialName,
+    { payload }: LandedPushPart,
+  ): void {
+    const { size } = layout;
+    const problem =
+      payload.length === 4 * size
+        ? notFiniteIn(layout, floatsOf(payload))
+        : `have ${payload.length / 4} elements for shard ${this.#index}, whose part of the layout needs ${size}`;
+    this.#events.initialLanded(of, problem);
   }
 
   /** A worker's connection to the coordinator is lost: what nobody has decided about will be sent again. */
@@ -288,9 +313,12 @@ export class Shard {
     if (!held) throw new Error(`command '${command.kind}' for a run that was never created`);
     const { parameters, captures, rows } = held;
     switch (command.kind) {
-      case 'grant':
-        grant(held, command);
+      case 'grant': {
+        const { run, session, grant } = command;
+        const part = granted(held, command);
+        if (part) this.#initialLanded(held, { run, session, grant }, part);
         break;
+      }
       case 'revoke':
         revoke(held, command.session);
         break;
@@ -384,12 +412,7 @@ export class Shard {
         tables.reset(command.seed);
         break;
       case 'beginRows':
-        try {
-          tables.begin(bytesOf(payload));
-        } catch (error) {
-          if (errorCode(error) !== 'DP_LAYOUT_INVALID') throw error;
-          this.#events.rowsRefused(run, command.session, errorText(error));
-        }
+        tables.begin(bytesOf(payload));
         break;
       case 'sendRows': {
         const { session, pull, sequence } = command;
@@ -544,15 +567,20 @@ function takeOnce(held: HeldRun, of: PushPartName & { readonly worker: string })
   return part;
 }
 
-function grant(held: HeldRun, { session, grant }: { session: string; grant: number }): void {
+/** @returns the part that has come before its worker was known to be asked; null: none has. */
+function granted(
+  held: HeldRun,
+  { session, grant }: { session: string; grant: number },
+): LandedPushPart | null {
   const { granted, early } = held;
   // Asked once more, it may have answered already.
-  if (granted?.session === session && granted.grant === grant) return;
+  if (granted?.session === session && granted.grant === grant) return null;
   if (granted) revoke(held, granted.session);
   held.granted = { session, grant, part: null };
-  if (early?.session !== session || early.grant !== grant) return;
+  if (early?.session !== session || early.grant !== grant) return null;
   held.granted.part = early.part;
   held.early = null;
+  return early.part;
 }
 
 /** Nobody asks it for initial parameters any more. */

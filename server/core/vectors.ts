@@ -5,6 +5,7 @@ import { type Layout, STATE_PREFIX } from '../../shared/layout.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import { localOf } from '../../shared/local-steps.ts';
 import { MEMORY_BYTES_MAX, regionBytes } from '../../shared/memory.ts';
+import { normAndFinite } from '../../shared/optimizer.ts';
 import { averageBytes, averageSymbols } from './averaging.ts';
 import { placesUsed, vectorsPerSlot } from './gathered.ts';
 import { hasMomentum, rulesBytes, stateSymbols } from './group-rules.ts';
@@ -168,6 +169,14 @@ export interface NamedTensor {
 /** A vector under a name. */
 export function flatTensor(name: string, values: Float32Array): NamedTensor {
   return { name, shape: [values.length], values };
+}
+
+/** Which tensor of a vector is not finite, for a message; null: all are. @param values shape [layout.size]. */
+export function notFiniteIn({ tensors }: Layout, values: Float32Array): string | null {
+  if (Number.isFinite(normAndFinite(values))) return null;
+  const at = values.findIndex((value) => !Number.isFinite(value));
+  const { name } = tensors.find(({ offset, size }) => at >= offset && at < offset + size)!;
+  return `hold ${values[at]} in tensor '${name}'`;
 }
 
 /** Makes a private copy. */

@@ -572,12 +572,8 @@ export class Coordinator {
       return;
     }
     const session = this.workers.find(report.session);
-    if (report.type === 'rowsRefused') {
-      session?.fail(new DownpourError('DP_LAYOUT_INVALID', report.message));
-      return;
-    }
     if (report.type === 'initialLanded') {
-      session?.parts.initialLanded(run, index, report.grant, report.finite);
+      session?.parts.initialLanded(run, index, report.grant, report.problem);
       return;
     }
     if (session?.parts.landed(run, index, report)) return;

@@ -61,10 +61,10 @@ export class Gathering {
     this.#initialOf(grant).values = values.slice();
   }
 
-  initialLanded(shard: number, grant: number, finite: boolean): void {
+  initialLanded(shard: number, grant: number, problem: string | null): void {
     const initial = this.#initialOf(grant);
     initial.shards.add(shard);
-    initial.finite &&= finite;
+    initial.problem ??= problem;
   }
 
   takeInitial(
@@ -74,8 +74,8 @@ export class Gathering {
     const initial = this.#initialOf(grant);
     if (!initial.values || initial.shards.size < parts - 1) return null;
     this.#initial = null;
-    const { values, finite } = initial;
-    return { values, others: { session: this.#session, finite } };
+    const { values, problem } = initial;
+    return { values, others: { session: this.#session, problem } };
   }
 
   /** Initial parameters wait for some of their parts. */
@@ -137,7 +137,7 @@ export class Gathering {
 
   #initialOf(grant: number) {
     if (this.#initial?.grant !== grant) {
-      this.#initial = { grant, values: null, shards: new Set(), finite: true, looks: 0 };
+      this.#initial = { grant, values: null, shards: new Set(), problem: null, looks: 0 };
     }
     return this.#initial;
   }
@@ -169,7 +169,7 @@ interface Initial {
   readonly grant: number;
   values: Float32Array | null;
   readonly shards: Set<number>;
-  finite: boolean;
+  problem: string | null;
   looks: number;
 }
 

@@ -66,9 +66,9 @@ export class PushParts {
     return true;
   }
 
-  initialLanded(run: Run, shard: number, grant: number, finite: boolean): void {
+  initialLanded(run: Run, shard: number, grant: number, problem: string | null): void {
     if (!this.#taker.accepts(run)) return;
-    this.#gathering.initialLanded(shard, grant, finite);
+    this.#gathering.initialLanded(shard, grant, problem);
     this.#initialGathered(run, grant);
   }
 

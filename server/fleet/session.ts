@@ -397,9 +397,20 @@ export class WorkerSession {
     const run = this.#run;
     if (!run || !this.#joined || named !== run.id) return;
     if (!run.tables) throw noTables('initialRows', run.id);
-    const session = this.id;
-    this.#asked = run.call({ call: 'initialRows', worker: this.key, grant, session }, payload);
+    const call = { call: 'initialRows', worker: this.key, grant } as const;
+    if (!this.#beginsWith(() => run.call(call, payload)) && this.connected) this.proceed();
     this.#fleet.followUp(run);
+  }
+
+  /** @returns false: what the worker has given to begin with cannot be used. It is told, and waits for another one's. */
+  #beginsWith(take: () => boolean): boolean {
+    try {
+      this.#asked = take();
+      return true;
+    } catch (error) {
+      this.fail(error);
+      return false;
+    }
   }
 
   #onHello(hello: Hello): void {
@@ -485,8 +496,8 @@ export class WorkerSession {
   ): void {
     const now = this.#fleet.now();
     const call = { call: 'initialised', worker: this.key, grant, now, others } as const;
-    this.#asked = run.call(call, payload);
-    this.proceed();
+    this.#beginsWith(() => run.call(call, payload));
+    if (this.connected) this.proceed();
   }
 
   #onPush(

@@ -22,7 +22,7 @@ import { checkShardCommand, Float, type ShardCommand, VectorName } from '../core
  *                      ◀───────────────────    taken
  *     admit            ───────────────────▶    (before a worker is told this session)
  *     command          ───────────────────▶    (each decision of a run)
- *                      ◀───────────────────    landed, initialLanded, overflowed, rowFacts, rowsRefused
+ *                      ◀───────────────────    landed, initialLanded, overflowed, rowFacts
  *     list, read       ───────────────────▶
  *                      ◀───────────────────    listed, read
  *     leave            ───────────────────▶
@@ -113,18 +113,14 @@ const RowFactsSchema = Type.Object(
   },
   closed,
 );
-/** Rows that a worker has sent to begin with do not fit here. */
-const RowsRefusedSchema = Type.Object(
-  { type: Type.Literal('rowsRefused'), run: Name, session: SessionId, message: Text },
-  closed,
-);
 const InitialLandedSchema = Type.Object(
   {
     type: Type.Literal('initialLanded'),
     run: Name,
     session: SessionId,
     grant: Natural,
-    finite: Type.Boolean(),
+    /** Why they cannot be used; null: they can. */
+    problem: orNull(Text),
   },
   closed,
 );
@@ -157,7 +153,6 @@ export type ShardReport =
   | Static<typeof LandedSchema>
   | Static<typeof InitialLandedSchema>
   | Static<typeof RowFactsSchema>
-  | Static<typeof RowsRefusedSchema>
   | Static<typeof OverflowedSchema>;
 export type FromShardControl =
   | Static<typeof TakenSchema>
@@ -179,7 +174,6 @@ const fromShard = compile({
   landed: LandedSchema,
   initialLanded: InitialLandedSchema,
   rowFacts: RowFactsSchema,
-  rowsRefused: RowsRefusedSchema,
   listed: ListedSchema,
   overflowed: OverflowedSchema,
   read: PieceSchema,

@@ -386,14 +386,12 @@ export class ShardServer {
           problem: problem?.slice(0, 2_000) ?? null,
           ...(rows && { rows: { ...rows, problem: rows.problem?.slice(0, 2_000) ?? null } }),
         }),
-      initialLanded: ({ run, session, grant }, finite) =>
-        this.#tell({ type: 'initialLanded', run, session, grant, finite }),
+      initialLanded: ({ run, session, grant }, problem) =>
+        this.#tell({ type: 'initialLanded', run, session, grant, problem }),
       overflowed: (run, generation) => this.#tell({ type: 'overflowed', run, generation }),
       send: (session, header, payload, parts) =>
         this.#sessions.get(session)?.parameters(header, payload, parts),
       sendRows: (session, header, bytes) => this.#sessions.get(session)?.rows(header, bytes),
-      rowsRefused: (run, session, why) =>
-        this.#tell({ type: 'rowsRefused', run, session, message: why.slice(0, 2_000) }),
       rowFacts: (run, tables) => this.#tell({ type: 'rowFacts', run, tables }),
     });
   }

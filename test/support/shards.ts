@@ -98,10 +98,8 @@ export class ShardedRun {
   readonly shards: Shard[];
   readonly run: Run;
   readonly told: ShardCommand[] = [];
-  /** Why shards have not taken initial rows. */
-  readonly refused: string[] = [];
   readonly #compressor: ReturnType<typeof createCompressor>;
-  #landed = { squares: 0, problem: null as string | null, finite: true };
+  #landed = { squares: 0, problem: null as string | null, initial: null as string | null };
   #sent: Sent[] = [];
   /** Rows that other shards have sent. */
   #rowsSent: Uint8Array[] = [];
@@ -142,15 +140,14 @@ export class ShardedRun {
             this.#landed.squares += squares;
             this.#landed.problem ??= problem;
           },
-          initialLanded: (_, finite) => {
-            this.#landed.finite &&= finite;
+          initialLanded: (_, problem) => {
+            this.#landed.initial ??= problem;
           },
           overflowed: (_, generation) => void this.#overflows.push(generation),
           send: (session, { pull }, payload) => {
             this.#sent.push({ session, pull, values: this.#decode(index, payload) });
           },
           sendRows: (_, __, bytes) => void this.#rowsSent.push(bytes),
-          rowsRefused: (_, __, why) => void this.refused.push(why),
           rowFacts: (_, facts) => this.run.rowParts!.note(index, facts),
         }),
     );
@@ -297,14 +294,14 @@ export class ShardedRun {
       this.run.vector.grantParts(session, assignment.grant);
       const draw = random(assignment.seed, 1);
       const values = Float32Array.from({ length: LAYOUT.size }, () => draw.normal());
-      this.#landed.finite = true;
+      this.#landed.initial = null;
       for (const [k, { start, end }] of this.ranges.entries()) {
         const part = values.subarray(start, end);
         const initial = { payload: bytesOf(part), encoding: 'f32' as const, release() {} };
         if (k > 0) this.shards[k]!.initialPart('r', session, assignment.grant, initial);
       }
       const first = values.subarray(0, this.ranges[0]!.end);
-      const others = { session, finite: this.#landed.finite };
+      const others = { session, problem: this.#landed.initial };
       this.run.call(
         {
           call: 'initialised',
@@ -440,7 +437,7 @@ export class ShardedRun {
     const outs = bytes.map((length) => new Uint8Array(length));
     this.#settle = this.#compressor.write(gradient, epoch, outs, fragment);
     const { encoding } = this.#compressor;
-    this.#landed = { squares: 0, problem: null, finite: true };
+    this.#landed = { squares: 0, problem: null, initial: null };
     this.#rowsLanded = [];
     const rows = this.#pushedRows();
     const payloads = outs.map((out, k) => {

@@ -271,7 +271,7 @@ export class WholeShard {
       overflowed: () => violate(7, 'parameters overflowed on one shard with all of them'),
       send: (session, { pull }, _snapshot, parts) =>
         void this.#pulls.set(`${session} ${pull}`, joinedBytes(parts)),
-      ...{ sendRows: () => {}, rowsRefused: () => {}, rowFacts: () => {} },
+      ...{ sendRows: () => {}, rowFacts: () => {} },
     });
     pool.tell = (parts, command) => {
       this.#obey(command);

@@ -58,7 +58,7 @@ const TO_SHARD: readonly Message[] = [
 const FROM_SHARD: readonly Message[] = [
   { type: 'taken', version: VERSION },
   { type: 'landed', run, session, sequence: 1, squares: 2, problem: null },
-  { type: 'initialLanded', run, session, grant: 1, finite: true },
+  { type: 'initialLanded', run, session, grant: 1, problem: null },
   { type: 'overflowed', run, generation: 1 },
   { type: 'read', request: 1, found: true },
   { type: 'failed', code: 'DP_INTERNAL', message: 'no' },

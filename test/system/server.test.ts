@@ -266,6 +266,51 @@ describe('a run over real sockets', () => {
   });
 });
 
+describe('a worker whose initial parameters hold NaN', () => {
+  async function enter(worker: ProtocolWorker) {
+    worker.hello();
+    worker.join(await worker.expect('assign'), problem);
+  }
+  async function giveNaN(worker: ProtocolWorker) {
+    const { run, grant } = await worker.expect('initialise');
+    worker.send(
+      { type: 'initialised', run, grant },
+      new Float32Array(EXCHANGED + 1).fill(Number.NaN),
+    );
+    expect(await worker.expect('error')).toMatchObject({
+      code: 'DP_GRADIENT_NOT_FINITE',
+      message: expect.stringMatching(/hold NaN in tensor '\w+': look at the model's initialisers$/),
+    });
+  }
+
+  test('is told that the run has failed, if it is alone', async () => {
+    const { url } = await start(await folder());
+    const id = await createRun(url);
+    const worker = await ProtocolWorker.connect(url);
+    await enter(worker);
+    await giveNaN(worker);
+    const reason = expect.stringMatching(/^no connected worker has .* hold NaN in tensor '/);
+    expect(await worker.expect('end')).toMatchObject({ run: id, phase: 'failed', reason });
+    const { body } = await request<RunDetail>('GET', `${url}/runs/${id}`);
+    expect(body).toMatchObject({ phase: 'failed', reason });
+  });
+
+  test('works on with those of another worker', async () => {
+    const { url } = await start(await folder());
+    await createRun(url, { evaluateEverySteps: 1_000 });
+    const [bad, good] = [await ProtocolWorker.connect(url), await ProtocolWorker.connect(url)];
+    await enter(bad);
+    const asked = await bad.expect('initialise');
+    await enter(good);
+    const nan = new Float32Array(EXCHANGED + 1).fill(Number.NaN);
+    bad.send({ type: 'initialised', run: asked.run, grant: asked.grant }, nan);
+    expect(await bad.expect('error')).toMatchObject({ code: 'DP_GRADIENT_NOT_FINITE' });
+    good.initialise(await good.expect('initialise'));
+    const works = await Promise.all([bad, good].map((worker) => worker.expect('work')));
+    expect(works.every(({ leases }) => leases.length > 0)).toBe(true);
+  });
+});
+
 test('rows of tables are pulled, pushed and wanted over real sockets, and a restarted server has them', async () => {
   const state = await folder();
   const { url, stop } = await start(state);

@@ -48,7 +48,7 @@ describe('parts of one worker, at the server', () => {
     expect(gathering.take(7, 2)).not.toBeNull();
     expect(gathering.look(1000)?.message).toMatch(/^push 8 waits for some of its parts/);
     gathering.clear();
-    gathering.initialLanded(1, 3, true);
+    gathering.initialLanded(1, 3, null);
     expect(gathering.awaitsInitial).toBe(true);
     expect(gathering.look(0)).toBeNull();
     const problem = gathering.look(0);
@@ -62,9 +62,11 @@ describe('parts at a shard', () => {
   const bytes = 4 * (partition(LAYOUT, 2)[1]!.end - partition(LAYOUT, 2)[1]!.start);
   const none = new Float32Array();
   function create() {
+    const landed: string[] = [];
     const shard = new Shard(1, 2, {
-      ...{ landed() {}, initialLanded() {}, overflowed() {}, send() {} },
-      ...{ sendRows() {}, rowsRefused() {}, rowFacts() {} },
+      ...{ landed() {}, overflowed() {}, send() {} },
+      initialLanded: ({ session }) => void landed.push(session),
+      ...{ sendRows() {}, rowFacts() {} },
     });
     shard.execute({ kind: 'create', run: 'r', tensors: TENSORS, config }, none);
     const released: string[] = [];
@@ -75,7 +77,7 @@ describe('parts at a shard', () => {
     });
     const initial = (session: string, grant: number) =>
       shard.initialPart('r', session, grant, part(`${session}${grant}`));
-    return { shard, released, part, initial };
+    return { shard, landed, released, part, initial };
   }
 
   test('of initial parameters are kept of who is asked for them, and of one other', () => {
@@ -106,6 +108,20 @@ describe('parts at a shard', () => {
     expect(released).toEqual(['a1']);
     shard.look(10);
     expect(released).toEqual(['a1', 'b2']);
+  });
+
+  test('are not taken for there where those of another worker have taken their place', () => {
+    const { shard, landed, released, initial } = create();
+    const grant = () => shard.execute({ kind: 'grant', run: 'r', session: 'a', grant: 1 }, none);
+    initial('a', 1);
+    initial('x', 1);
+    expect(released).toEqual(['a1']);
+    grant();
+    // The server would have the shard use what it does not have.
+    expect(landed).toEqual([]);
+    initial('a', 1);
+    expect(landed).toEqual(['a']);
+    shard.execute({ kind: 'initialise', run: 'r', session: 'a' }, none);
   });
 
   test('go when another worker is asked, when nobody is, and with their worker', () => {

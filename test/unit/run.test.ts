@@ -473,6 +473,80 @@ describe('joining', () => {
     },
   );
 
+  describe('initial parameters that cannot be used', () => {
+    const NAN = bytesOf(new Float32Array(EXCHANGED + 1).fill(0.1).with(2, Number.NaN));
+    const enter = (run: Run, ...workers: string[]) => {
+      for (const worker of workers) run.call({ call: 'join', worker, join, now: 0 });
+    };
+    const ask = (run: Run, worker: string, now = 0) =>
+      run.call({ call: 'assign', worker, ahead: 1, now });
+    const give = (run: Run, worker: string) => {
+      const asked = ask(run, worker);
+      if (asked.kind !== 'initialise') throw new Error(asked.kind);
+      const call = { call: 'initialised', worker, grant: asked.grant, now: 0 } as const;
+      expect(() => run.call(call, NAN)).toThrow(/hold NaN in tensor '\w+'/);
+    };
+    const reason =
+      /^no connected worker has initial parameters that can be used: the initial parameters of worker a\/1 hold NaN in tensor '/;
+
+    test('of the only worker fail the run, and the reason names the tensor', () => {
+      const run = createRun({});
+      enter(run, 'a/1');
+      give(run, 'a/1');
+      expect(run.phase).toBe('failed');
+      expect(run.reason).toMatch(reason);
+      expect(ask(run, 'a/1')).toEqual({ kind: 'end' });
+    });
+
+    test('are not asked for again, and do no harm where another worker has better ones', () => {
+      const run = createRun({});
+      enter(run, 'a/1', 'b/2');
+      give(run, 'a/1');
+      expect(ask(run, 'a/1')).toEqual({ kind: 'wait' });
+      expect(run.phase).toBe('waiting');
+      const other = new VirtualWorker(run, problem, 'b/2');
+      expect(other.pull()).toBe(true);
+      expect(run.phase).toBe('training');
+      expect(ask(run, 'a/1')).toMatchObject({ kind: 'work' });
+    });
+
+    test('fail the run when the last worker that might have better ones leaves', () => {
+      const run = createRun({});
+      enter(run, 'a/1', 'b/2');
+      give(run, 'a/1');
+      run.call({ call: 'leave', worker: 'b/2' });
+      expect(run.phase).toBe('failed');
+      expect(run.reason).toMatch(reason);
+    });
+
+    test('leave one whose connection is lost the time to come back', () => {
+      const run = createRun({});
+      enter(run, 'a/1', 'b/2');
+      give(run, 'a/1');
+      run.call({ call: 'detach', worker: 'b/2', now: 1_000 });
+      run.call({ call: 'tick', now: 2_000 });
+      run.call({ call: 'tick', now: 6_000 });
+      expect(run.phase).toBe('waiting');
+      run.call({ call: 'join', worker: 'b/2', join, now: 6_500 });
+      run.call({ call: 'tick', now: 9_000 });
+      expect(ask(run, 'b/2', 9_000)).toMatchObject({ kind: 'initialise' });
+      run.call({ call: 'detach', worker: 'b/2', now: 10_000 });
+      run.call({ call: 'tick', now: 11_000 });
+      run.call({ call: 'tick', now: 16_000 });
+      expect(run.phase).toBe('failed');
+    });
+
+    test('are asked of who was late once all others have refused', () => {
+      const run = createRun({ leaseSeconds: 1 });
+      enter(run, 'a/1', 'b/2');
+      expect(ask(run, 'b/2')).toMatchObject({ kind: 'initialise' });
+      run.call({ call: 'tick', now: 10_000 });
+      give(run, 'a/1');
+      expect(run.phase).toBe('waiting');
+      expect(ask(run, 'b/2', 10_000)).toMatchObject({ kind: 'initialise' });
+    });
+  });
+
   test('an evaluation passes on when its worker does not come back', () => {
     const run = createRun({ epochsMax: 1 });
     const worker = new VirtualWorker(run, problem);

@@ -261,14 +261,14 @@ describe('what is decided about a push is decided for its rows on all shards', (
   });
 
   /** A worker that was asked for initial parameters sends rows with all keys. */
-  function beginning(run: ShardedRun) {
+  function beginning(run: ShardedRun, worker = 'w/1') {
     const keys = Uint32Array.from({ length: 40 }, (_, i) => i);
-    const asked = { call: 'assign', worker: 'w/1', ahead: 2, now: 0 } as const;
+    const asked = { call: 'assign', worker, ahead: 2, now: 0 } as const;
     const assignment = run.run.call(asked);
     const { grant } = assignment as Extract<typeof assignment, { kind: 'initialise' }>;
     const send = (values: Float32Array) =>
       run.run.call(
-        { call: 'initialRows', worker: 'w/1', grant, session: 's' },
+        { call: 'initialRows', worker, grant },
         encodeRows(run.run.tables!.shapes, [{ keys, values }], 'f32'),
       );
     return { keys, send };
@@ -276,11 +276,17 @@ describe('what is decided about a push is decided for its rows on all shards', (
   const values = Float32Array.from({ length: 80 }, (_, i) => i / 8);
 
   test('initial rows of a worker go to their shards, and are refused whole if one is not finite', () => {
-    const run = new ShardedRun(4, config);
-    const { keys, send } = beginning(run);
+    const run = new ShardedRun(4, config, undefined, 2);
     const before = run.rows();
-    expect(() => send(values.with(33, Number.NaN))).toThrow('NaN or infinity');
+    const { send: sendBad } = beginning(run, 'w/2');
+    expect(sendBad(values)).toBe(true);
+    expect(() => sendBad(values.with(33, Number.NaN))).toThrow(
+      "table 'word' hold NaN in the row of id 16",
+    );
+    // None that came before it stays, and what comes behind it is not taken.
     expect(run.rows()).toEqual(before);
+    expect(sendBad(values)).toBe(false);
+    const { keys, send } = beginning(run);
     expect(send(values)).toBe(true);
     expect(run.rows()).toEqual([{ keys, values }]);
     run.train();
@@ -289,16 +295,14 @@ describe('what is decided about a push is decided for its rows on all shards', (
     expect(run.run.detail(0).tables).toMatchObject([{ rows: 40, pretrained: 40 }]);
   });
 
-  test('initial rows that do not fit are refused by each shard, and all go on alike', () => {
-    const run = new ShardedRun(4, {
-      ...COURSE,
-      tables: { word: { rows: 'hash', width: 2, rowsMax: 4 } },
-    });
+  test('initial rows that do not fit on some shard fail the run, and no shard is told of them', () => {
+    const tables = { word: { rows: 'hash' as const, width: 2, rowsMax: 4 } };
+    const run = new ShardedRun(4, { ...COURSE, tables });
     const { send } = beginning(run);
     expect(() => send(values)).toThrow('set tables.word.rowsMax higher');
-    expect(run.refused).toHaveLength(3);
-    run.train();
-    expect(run.run.phase).toBe('finished');
+    expect(run.told.some(({ kind }) => kind === 'beginRows')).toBe(false);
+    expect(run.run.phase).toBe('failed');
+    expect(run.run.reason).toContain('set tables.word.rowsMax higher');
   });
 
   test('a worker that looks for all rows on the server gets no such run; a page says by a subprotocol what it knows', () => {

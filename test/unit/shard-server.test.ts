@@ -56,13 +56,16 @@ function shard() {
   return { log, tell, worker, header, told };
 }
 
+const GRANT = { kind: 'grant', run: 'r', session: SESSION, grant: 1 };
+
 test('a part whose run is here before it begins has landed', () => {
   const { tell, worker, header, told } = shard();
   tell({ type: 'command', command: CREATE });
+  tell({ type: 'command', command: GRANT });
   const landing = worker.events.land(header, BYTES) as Landing;
   landing.bytes.fill(0);
   worker.events.message(header, landing.bytes, landing);
-  expect(told()).toEqual([{ ...header, type: 'initialLanded', session: SESSION, finite: true }]);
+  expect(told()).toEqual([{ ...header, type: 'initialLanded', session: SESSION, problem: null }]);
   expect(worker.connection.open).toBe(true);
 });
 
@@ -83,9 +86,26 @@ test('a part of a run that is not here is dropped, and its worker stays', () => 
   worker.events.message(header, NOTHING, null);
   // What follows is not taken for it.
   tell({ type: 'command', command: CREATE });
+  tell({ type: 'command', command: GRANT });
   const landing = worker.events.land(header, BYTES) as Landing;
   landing.bytes.fill(0);
   worker.events.message(header, landing.bytes, landing);
   expect(told()).toHaveLength(1);
   expect(worker.connection.open).toBe(true);
+});
+
+test('initial parameters land when their worker is known to be asked, unless those of another have taken their place', () => {
+  const { tell, worker, header, told } = shard();
+  tell({ type: 'command', command: CREATE });
+  const give = (value: number) => {
+    const landing = worker.events.land(header, BYTES) as Landing;
+    new Float32Array(landing.bytes.buffer, landing.bytes.byteOffset, BYTES / 4).fill(value);
+    worker.events.message(header, landing.bytes, landing);
+  };
+  give(Number.NaN);
+  expect(told()).toEqual([]);
+  tell({ type: 'command', command: GRANT });
+  expect(told()).toMatchObject([
+    { session: SESSION, problem: expect.stringMatching(/^hold NaN in tensor '/) },
+  ]);
 });

@@ -2,14 +2,15 @@ import { DownpourError } from '../../../shared/errors.ts';
 import type { Observed } from '../../../shared/observed.ts';
 import { isOver } from '../../../shared/phases.ts';
 import { checkAgreement, type Joining } from '../agreement.ts';
+import { initialSeedOf } from './course.ts';
 import { giveBack } from './evaluations.ts';
 import { evaluationMsMax, handOut, takeBack, takeLate } from './handed.ts';
-import { type RunFields, type RunInternals, secondsOf } from './state.ts';
+import { type RunInternals, secondsOf } from './state.ts';
 
 /** Workers come and go, and what they have is taken back in time. Where others may have work then, it is told. */
 
 /** A worker whose connection is lost has so long to come back before its work is given away. */
-const GRACE_MS = 5_000;
+export const GRACE_MS = 5_000;
 
 /** @throws DownpourError of `checkAgreement`. */
 export function mustAgree({ options, fields, components }: RunInternals, worker: Joining): void {
@@ -38,7 +39,8 @@ export function attend(inside: RunInternals, worker: string, now: number): void 
 }
 
 /** @returns whether others may have work. */
-export function detach({ fields, components }: RunInternals, worker: string, now: number): boolean {
+export function detach(inside: RunInternals, worker: string, now: number): boolean {
+  const { fields, components } = inside;
   const { evaluation } = fields;
   components.roster.detach(worker);
   components.robust.left(worker);
@@ -48,25 +50,33 @@ export function detach({ fields, components }: RunInternals, worker: string, now
   if (evaluation?.worker === worker && evaluation.deadline !== null) {
     evaluation.deadline = Math.min(evaluation.deadline, now + GRACE_MS);
   }
-  return takeGrant(fields, worker);
+  return takeGrant(inside, worker);
 }
 
 /** @returns whether others may have work. */
-export function leave({ fields, components }: RunInternals, worker: string): boolean {
+export function leave(inside: RunInternals, worker: string): boolean {
+  const { fields, components } = inside;
   components.roster.detach(worker);
   components.robust.left(worker);
   components.correction.left(worker);
   components.mode?.left(worker);
   const leases = components.leases?.release(worker) ?? 0;
   const hadEvaluation = giveBack(fields, worker);
-  return takeGrant(fields, worker) || hadEvaluation || leases > 0;
+  return takeGrant(inside, worker) || hadEvaluation || leases > 0;
 }
 
 /** Another one may make the initial parameters. @returns whether this one was asked for them. */
-function takeGrant({ grant }: RunFields, worker: string): boolean {
+function takeGrant(inside: RunInternals, worker: string): boolean {
+  const { grant } = inside.fields;
   if (grant?.worker !== worker) return false;
   takeBack(grant);
+  letGoOfInitial(inside);
   return true;
+}
+
+/** Who was asked for initial parameters gives no more of them: none of its rows stays, since the next one may have others. */
+export function letGoOfInitial(inside: RunInternals): void {
+  inside.components.vector.resetRows(initialSeedOf(inside));
 }
 
 /** Nobody's time ran. */
@@ -79,11 +89,8 @@ export function postpone({ fields, components }: RunInternals, ms: number): void
 }
 
 /** @param tell a line for the user. @returns whether others may have work. */
-export function tick(
-  { options, fields, components }: RunInternals,
-  now: number,
-  tell: (text: string) => void,
-): boolean {
+export function tick(inside: RunInternals, now: number, tell: (text: string) => void): boolean {
+  const { options, fields, components } = inside;
   components.correction.tick(now);
   components.mode?.tick(now);
   let freed = components.leases?.expire(now, (worker) => overdue(components, worker)) ?? 0;
@@ -92,6 +99,7 @@ export function tick(
     const late = task && takeLate(task, now);
     if (!late) continue;
     freed++;
+    if (task === grant) letGoOfInitial(inside);
     // Who is away has been told of already.
     if (components.roster.find(late)?.attached !== true) continue;
     const what =

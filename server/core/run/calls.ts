@@ -71,8 +71,6 @@ export type RunCall =
       readonly call: 'initialRows';
       readonly worker: string;
       readonly grant: number;
-      /** Other shards know the worker by it; absent: all rows are here. */
-      readonly session?: string;
     }
   /**
    * Admits and applies one gradient, in one stretch. The payload: the gradient in its encoding, then statistics in f32;
@@ -195,10 +193,6 @@ export function toFollow(call: RunCall): RunCall {
     const { others: _, room: __, rowStepSent, ...told } = call;
     return call.push.rows && rowStepSent !== undefined ? { ...told, rowStepSent } : told;
   }
-  if (call.call === 'initialRows') {
-    const { session: _, ...told } = call;
-    return told;
-  }
   if (call.call === 'initialised') {
     const { others: _, ...told } = call;
     return told;
@@ -320,7 +314,8 @@ export interface RowsLanded {
 /** The same of initial parameters. */
 export interface InitialLanded {
   readonly session: string;
-  readonly finite: boolean;
+  /** Why they cannot be used; null: they can. */
+  readonly problem: string | null;
 }
 
 /** Up to where a run was seen. */

@@ -7,7 +7,10 @@ import type { Handed, RunInternals } from './state.ts';
  * computation hangs while its connection lives would hold them up for good, so it has a time for it.
  */
 
-export const toHandOut = (): Handed => ({ worker: null, deadline: null, late: [] });
+export const toHandOut = (): Handed => ({
+  ...{ worker: null, deadline: null },
+  ...{ late: [], refused: [] },
+});
 
 /** Somebody else may have it. */
 export function takeBack(task: Handed): void {
@@ -47,16 +50,33 @@ const leaseMsOf = ({ options }: RunInternals) => options.config.leaseSeconds * 1
 
 /**
  * Whether this worker may have it now, or has it. One that was late has to leave it to another, if there is one that will
- * ask for work: a computation that hangs never ends.
+ * ask for work: a computation that hangs never ends. One that has given what cannot be used would give the same again.
  */
 export function mayHave({ components }: RunInternals, task: Handed, key: string): boolean {
   if (task.worker !== null) return task.worker === key;
+  if (isRefused(task, key)) return false;
   if (!task.late.includes(key)) return true;
   for (const other of components.roster.keys()) {
     const { attached, overdue } = components.roster.of(other);
-    if (attached && !overdue && !task.late.includes(other)) return false;
+    if (attached && !overdue && !task.late.includes(other) && !isRefused(task, other)) return false;
   }
   return true;
+}
+
+const isRefused = ({ refused }: Handed, key: string) => refused.some(([other]) => other === key);
+
+/** What its worker has given cannot be used. */
+export function refuse(task: Handed, why: string): void {
+  if (task.worker !== null) task.refused = [...task.refused, [task.worker, why]];
+  takeBack(task);
+}
+
+/** Why nobody can have it: all who are connected have given what cannot be used. Null: somebody can, or nobody is connected. */
+export function hopelessWhy({ components }: RunInternals, task: Handed): string | null {
+  const last = task.refused.at(-1);
+  if (!last || task.worker !== null) return null;
+  const here = [...components.roster.keys()].filter((key) => components.roster.of(key).attached);
+  return here.length > 0 && here.every((key) => isRefused(task, key)) ? last[1] : null;
 }
 
 /** Whether an answer of this worker is used: it has the task, or had it and was late. */

@@ -3,7 +3,7 @@ import { mayThaw } from '../../../shared/groups.ts';
 import type { LeasePart, Phase } from '../../../shared/protocol.ts';
 import type { Evaluation } from '../../../shared/rest.ts';
 import { createSchedule } from '../schedule.ts';
-import { pause, takeBackAll } from './attendance.ts';
+import { GRACE_MS, letGoOfInitial, pause, takeBackAll } from './attendance.ts';
 import type { CallOf, RunEvent } from './calls.ts';
 import {
   endingOf,
@@ -26,7 +26,7 @@ import {
   validationCount,
 } from './evaluations.ts';
 import { fitGroups } from './groups.ts';
-import { evaluates, toHandOut } from './handed.ts';
+import { evaluates, hopelessWhy, refuse, toHandOut } from './handed.ts';
 import { nonFiniteText, nothingFiniteText } from './reasons.ts';
 import type { Components, PendingEvaluation, RunFields, RunInternals } from './state.ts';
 import type { RunView } from './view.ts';
@@ -373,6 +373,32 @@ export class Phases {
     this.#fields.grant = { id: ++this.#fields.grantsGiven, ...toHandOut() };
     this.#components.vector.resetRows(initialSeedOf(this.#inside));
     this.#wake();
+  }
+
+  /** What a worker has given to begin with cannot be used: another one is asked, one that waits. */
+  refuseInitial(worker: string, why: string): void {
+    const { grant } = this.#fields;
+    if (this.#run.over || grant?.worker !== worker) return;
+    refuse(grant, why);
+    letGoOfInitial(this.#inside);
+    this.failWithoutInitial();
+    this.#wake();
+  }
+
+  /**
+   * Experiment and seed say what the initial parameters are. Where no worker that is connected has any that can be used, no
+   * other one will.
+   * @param now at which those who have lost their connections may still come back; absent: none has.
+   */
+  failWithoutInitial(now?: number): void {
+    const { grant } = this.#fields;
+    if (this.#run.over || !grant || grant.worker !== null) return;
+    const why = hopelessWhy(this.#inside, grant);
+    if (why === null) grant.deadline = null;
+    else if (now !== undefined && grant.deadline === null) grant.deadline = now + GRACE_MS;
+    else if (now === undefined || now >= grant.deadline!) {
+      this.#fail(`no connected worker has initial parameters that can be used: ${why}`);
+    }
   }
 
   /** @param reason that people are told. */

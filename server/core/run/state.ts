@@ -55,10 +55,12 @@ export interface ForkOrigin {
 export interface Handed {
   /** Who has it; null: nobody. */
   worker: string | null;
-  /** When somebody else may have it; null: it is with nobody. */
+  /** When somebody else may have it; of what nobody can have, when it is given up; null: neither. */
   deadline: number | null;
   /** Who had it and was out of time. */
   late: readonly string[];
+  /** Who has given what cannot be used, and why. */
+  refused: readonly (readonly [worker: string, why: string])[];
 }
 
 export interface PendingEvaluation extends Handed {

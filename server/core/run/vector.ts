@@ -7,7 +7,6 @@ import { fragmentsProblem } from '../../../shared/fragments.ts';
 import { groupShardsProblem, groupsOf, layoutWhile } from '../../../shared/groups.ts';
 import { type Layout, layoutSpecs, type TensorSpec } from '../../../shared/layout.ts';
 import { fragmentsOf, type PushKind } from '../../../shared/local-steps.ts';
-import { normAndFinite } from '../../../shared/optimizer.ts';
 import { type Range, rangeLayout } from '../../../shared/partition.ts';
 import { ALL_ROWS } from '../../../shared/row-shards.ts';
 import { trainsRows } from '../../../shared/tables.ts';
@@ -31,6 +30,7 @@ import {
   flatTensor,
   isSent,
   type NamedTensor,
+  notFiniteIn,
   slice,
   takeTensor,
   type VectorPlaces,
@@ -218,7 +218,8 @@ export class Vector {
    * @param payload in f32, shape [rangeLayout.size]. @throws DownpourError DP_TENSOR_SIZE or DP_GRADIENT_NOT_FINITE.
    */
   readInitial(payload: Uint8Array, worker: string, others: InitialLanded | null): Float32Array {
-    const { size } = this.mustParameters.layout;
+    const { layout } = this.mustParameters;
+    const { size } = layout;
     if (payload.length !== 4 * size) {
       throw new DownpourError(
         'DP_TENSOR_SIZE',
@@ -226,10 +227,11 @@ export class Vector {
       );
     }
     const values = floatsOf(payload);
-    if (Number.isFinite(normAndFinite(values)) && others?.finite !== false) return values;
+    const problem = notFiniteIn(layout, values) ?? others?.problem ?? null;
+    if (problem === null) return values;
     throw new DownpourError(
       'DP_GRADIENT_NOT_FINITE',
-      `the initial parameters of worker ${worker} hold NaN or infinity: look at the model's initialisers`,
+      `the initial parameters of worker ${worker} ${problem}: look at the model's initialisers`,
     );
   }
 
@@ -241,9 +243,9 @@ export class Vector {
     this.rowParts?.reset(seed);
   }
 
-  /** @param session of the worker that has sent them; absent: it has one connection. @throws DownpourError as `RunTables.begin`. */
-  beginRows(payload: Uint8Array, session = ''): void {
-    if (this.rowParts) this.rowParts.begin(payload, session);
+  /** @throws DownpourError as `RunTables.begin`. */
+  beginRows(payload: Uint8Array): void {
+    if (this.rowParts) this.rowParts.begin(payload);
     else this.tables?.begin(payload);
   }
 

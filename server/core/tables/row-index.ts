@@ -1,3 +1,4 @@
+import { DownpourError } from '../../../shared/errors.ts';
 import { LIMITS } from '../../../shared/limits.ts';
 import { mix } from '../../../shared/random.ts';
 import {
@@ -50,6 +51,12 @@ const NOTHING_WAITS: RowIndexState = { waiting: [], dropped: 0 };
 export function rowCapacity({ rows, rowsMax }: TableConfig, share: RowShare): number {
   return rows === 'hash' ? roomOfShare(rowsMax, share) : rowsOfShare(rows, share);
 }
+
+export const fullTable = (name: string, capacity: number) =>
+  new DownpourError(
+    'DP_LAYOUT_INVALID',
+    `table '${name}' has room for ${capacity} rows, and more are given: set tables.${name}.rowsMax higher`,
+  );
 
 export function createRowIndex(config: TableConfig, share: RowShare): RowIndex {
   return config.rows === 'hash' ? new HashIndex(config, share) : fixedIndex(config, share);
@@ -187,7 +194,8 @@ class HashIndex implements RowIndex {
     const slot = this.find(key);
     if (slot !== EMPTY) return slot;
     const own = salted(key);
-    const seen = (this.#waiting.get(own)?.[1] ?? 0) + 1;
+    const before = this.#waiting.get(own)?.[1] ?? 0;
+    const seen = before + 1;
     if (seen >= this.#admitAfter && this.#next - this.#free.length < this.#admitMax) {
       const given = this.insert(key);
       if (given !== EMPTY) {
@@ -196,11 +204,7 @@ class HashIndex implements RowIndex {
       }
     }
     this.#dropped++;
-    if (this.#admitAfter > 1) {
-      this.#waiting.set(own, [key, Math.min(seen, this.#admitAfter)]);
-      const [oldest] = this.#waiting.size > WAITING_MAX ? this.#waiting.keys() : [];
-      if (oldest !== undefined) this.#waiting.delete(oldest);
-    }
+    if (this.#admitAfter > 1) this.#see(own, key, before, Math.min(seen, this.#admitAfter));
     return EMPTY;
   }
 

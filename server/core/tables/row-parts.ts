@@ -1,9 +1,10 @@
 import { floatsOf } from '../../../shared/codec.ts';
 import type { RowTableFacts } from '../../../shared/rest.ts';
 import { cutKeys, cutRows } from '../../../shared/row-shards.ts';
-import { decodeRows, encodeKeys, encodeRows } from '../../../shared/rows.ts';
+import { decodeRows, encodeKeys, encodeRows, type TableRows } from '../../../shared/rows.ts';
 import type { RowsLanded } from '../run/calls.ts';
 import type { RunShards } from '../shard.ts';
+import { fullTable } from './row-index.ts';
 import type { PushedRows, RunTables } from './run-tables.ts';
 
 /**
@@ -14,6 +15,8 @@ export class RowParts {
   readonly #run: string;
   readonly #tables: RunTables;
   readonly #shards: RunShards;
+  /** Rows that have begun with values, of each table on each shard, since all rows were reset. */
+  #begun: readonly number[][];
   /** What each of the other shards has told last, by index. */
   readonly #facts = new Map<number, readonly RowTableFacts[]>();
 
@@ -21,23 +24,27 @@ export class RowParts {
     this.#run = run;
     this.#tables = tables;
     this.#shards = shards;
+    this.#begun = this.#none();
+  }
+
+  #none(): number[][] {
+    return this.#tables.shapes.map(() => new Array<number>(this.#shards.count).fill(0));
   }
 
   /** Those of all shards know their initial values by themselves. */
   reset(seed: number): void {
+    this.#begun = this.#none();
     this.#shards.tell(this.#shards.count, { kind: 'resetRows', run: this.#run, seed });
   }
 
-  /**
-   * Values that some rows begin with.
-   * @param session of the worker that has sent them. @throws DownpourError as `RunTables.begin`.
-   */
-  begin(payload: Uint8Array, session: string): void {
+  /** Values that some rows begin with. @throws DownpourError as `RunTables.begin`: then no shard is told. */
+  begin(payload: Uint8Array): void {
     const { shapes } = this.#tables;
     const { count } = this.#shards;
     const tables = decodeRows(shapes, payload, 'f32');
     this.#tables.mustBeFinite(tables);
     const cut = tables.map((rows, i) => cutRows(rows, shapes[i]!.width, count));
+    this.#mustFit(cut);
     const partOf = (index: number) =>
       encodeRows(
         shapes,
@@ -45,11 +52,22 @@ export class RowParts {
         'f32',
       );
     for (let index = 1; index < count; index++) {
-      const command = { kind: 'beginRows', run: this.#run, session } as const;
+      const command = { kind: 'beginRows', run: this.#run } as const;
       this.#shards.tellOne(index, command, floatsOf(partOf(index)));
     }
-    // Last, since rows that do not fit are a row step too, which all shards must have made.
     this.#tables.begin(partOf(0));
+  }
+
+  /** A shard could not say that rows do not fit before the run has begun without them. */
+  #mustFit(cut: readonly (readonly TableRows[])[]): void {
+    const begun = this.#begun.map((counts, t) =>
+      counts.map((count, shard) => count + cut[t]![shard]!.keys.length),
+    );
+    for (const [t, counts] of begun.entries()) {
+      const { name, capacity } = this.#tables.rooms[t]!;
+      if (Math.max(...counts) > capacity) throw fullTable(name, capacity);
+    }
+    this.#begun = begun;
   }
 
   /** Has the other shards send the rows that a push wanted. */

@@ -1,4 +1,3 @@
-import { DownpourError } from '../../../shared/errors.ts';
 import type { RowTableFacts } from '../../../shared/rest.ts';
 import { wholeKeys } from '../../../shared/row-groups.ts';
 import { ALL_ROWS, type RowShare } from '../../../shared/row-shards.ts';
@@ -14,7 +13,13 @@ import {
   type RowTensorsOfCapture,
 } from './row-captures.ts';
 import { type CaptureCopy, freshRoom, type RoomFor, RowCopy } from './row-copy.ts';
-import { createRowIndex, type RowIndex, type RowIndexState, rowCapacity } from './row-index.ts';
+import {
+  createRowIndex,
+  fullTable,
+  type RowIndex,
+  type RowIndexState,
+  rowCapacity,
+} from './row-index.ts';
 import { NUMBERS_OF_ROW, RowMemory } from './row-memory.ts';
 import { createRowRule, type RowRule } from './row-rules.ts';
 import { type RowTensors, wholeDoubles } from './row-tensors.ts';
@@ -117,6 +122,11 @@ export class RowTable {
 
   #initialOf(seed: number): InitialRow {
     return createInitialRow(this.#config.initializer, seed, this.name, this.#memory);
+  }
+
+  /** Rows that there is room for. */
+  get capacity(): number {
+    return this.#index.capacity;
   }
 
   /** Gradients of rows that were dropped, since their keys have no row. */
@@ -467,7 +477,7 @@ export class RowTable {
     const { width, theta, decays } = this.#memory;
     for (let i = 0; i < keys.length; i++) {
       const slot = this.#index.insert(keys[i]!);
-      if (slot < 0) throw full(this.name, this.#index.capacity);
+      if (slot < 0) throw fullTable(this.name, this.capacity);
       this.#keep(slot);
       theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
       this.#mark(slot, rowStep);
@@ -611,7 +621,7 @@ export class RowTable {
     const sums = wholeDoubles(decays);
     for (const [i, key] of wholeKeys(keys).entries()) {
       const slot = this.#index.insert(key);
-      if (slot < 0) throw full(this.name, this.#index.capacity);
+      if (slot < 0) throw fullTable(this.name, this.capacity);
       theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
       state.set(own.subarray(i * size, (i + 1) * size), slot * size);
       this.#mark(slot, steps[i]!);
@@ -678,9 +688,3 @@ export class RowTable {
 function scale(values: Float32Array, at: number, count: number, factor: number): void {
   for (let i = at; i < at + count; i++) values[i] = values[i]! * factor;
 }
-
-const full = (name: string, capacity: number) =>
-  new DownpourError(
-    'DP_LAYOUT_INVALID',
-    `table '${name}' has room for ${capacity} rows, and more are given: set tables.${name}.rowsMax higher`,
-  );

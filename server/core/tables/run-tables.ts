@@ -9,10 +9,12 @@ import { type KeyedRows, wholeKeys } from '../../../shared/row-groups.ts';
 import { ALL_ROWS, mustBeOwnRows, type RowShare } from '../../../shared/row-shards.ts';
 import {
   decodeKeys,
+  decodeRows,
   type RowShape,
   readEncodedRows,
   rowBytes,
   rowValueBytes,
+  type TableRows,
   writeKeys,
 } from '../../../shared/rows.ts';
 import { rowShapes, tablesOf } from '../../../shared/tables.ts';
@@ -104,6 +106,11 @@ export class RunTables {
     return this.#rowStep;
   }
 
+  /** Rows that there is room for, here and on each other shard. */
+  get rooms(): readonly Pick<RowTable, 'name' | 'capacity'>[] {
+    return this.#tables;
+  }
+
   facts(): RowTableFacts[] {
     return this.#tables.map((table) => table.facts());
   }
@@ -124,16 +131,24 @@ export class RunTables {
   begin(payload: Uint8Array): void {
     const encoded = readEncodedRows(this.shapes, payload, 'f32');
     for (const [i, table] of this.#tables.entries()) table.stage(encoded[i]!, 'f32');
-    if (!Number.isFinite(this.squares(Infinity))) throw notFinite();
+    if (!Number.isFinite(this.squares(Infinity))) {
+      this.mustBeFinite(decodeRows(this.shapes, payload, 'f32'));
+    }
     this.#rowStep++;
     for (const table of this.#tables) table.begin(this.#rowStep);
     this.resetOptimizer();
   }
 
   /** Looks at rows that others are to begin with. @throws DownpourError DP_GRADIENT_NOT_FINITE. */
-  mustBeFinite(rows: readonly { readonly values: Float32Array }[]): void {
-    for (const { values } of rows) {
-      if (!Number.isFinite(normAndFinite(values))) throw notFinite();
+  mustBeFinite(rows: readonly TableRows[]): void {
+    for (const [i, { keys, values }] of rows.entries()) {
+      if (Number.isFinite(normAndFinite(values))) continue;
+      const { name, width } = this.shapes[i]!;
+      const at = values.findIndex((value) => !Number.isFinite(value));
+      throw new DownpourError(
+        'DP_GRADIENT_NOT_FINITE',
+        `the initial rows of table '${name}' hold ${values[at]} in the row of id ${keys[Math.floor(at / width)]}: look at the file that they come from`,
+      );
     }
   }
 
@@ -510,12 +525,6 @@ export function wholeRowsState(
   });
   return { ...state, tables: Object.fromEntries(tables) };
 }
-
-const notFinite = () =>
-  new DownpourError(
-    'DP_GRADIENT_NOT_FINITE',
-    'the initial rows of a worker hold NaN or infinity: look at the file that they come from',
-  );
 
 const NO_ROWS: PushedRows = { step: 0, encoding: 'f32', bytes: 0, wanted: 0 };
 const NOTHING = { keys: new Uint32Array(), values: new Uint8Array() };
