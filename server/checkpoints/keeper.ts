@@ -106,6 +106,14 @@ export class Keeper {
     await writing;
   }
 
+  /** It could not be registered: there is no such run. */
+  forget({ id }: Run): void {
+    this.#states.get(id)?.tasks.clear();
+    this.#states.delete(id);
+    this.#runs.delete(id);
+    this.#records.forget(id);
+  }
+
   /** All runs that there are, the oldest first, to be read one by one. Begins a life of the server. */
   known(replicas: InheritedRuns = null): Promise<KnownRun[]> {
     return this.#recovery.known(replicas);
@@ -174,9 +182,7 @@ export class Keeper {
     await Promise.allSettled(records.map(([writing]) => writing));
     while (state.noting) await delay(1);
     await this.#removals.begin(id);
-    this.#states.delete(id);
-    this.#runs.delete(id);
-    this.#records.forget(id);
+    this.forget(run);
     await this.#clear(id);
   }
 

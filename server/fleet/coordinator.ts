@@ -240,6 +240,9 @@ export class Coordinator {
     if (this.#runs.has(id) || this.#loader?.has(id) || this.#isLeaving(id)) {
       throw new DownpourError('DP_RUN_EXISTS', `run '${id}' exists already: choose another id`);
     }
+    if (this.#forking.has(id)) {
+      throw new DownpourError('DP_RUN_EXISTS', `run '${id}' is being made already`);
+    }
     const { experiment, experimentHash, study, bundle } = body;
     if (bundle !== undefined) this.experiments.mustHave(bundle);
     const createdAt = this.#timeOfCreation();
@@ -252,10 +255,14 @@ export class Coordinator {
     try {
       await this.#keeper.register(run);
     } catch (error) {
-      this.#runs.delete(id);
-      this.#unfinished.delete(run);
-      this.listing.remove(id);
-      this.replication?.forget(run);
+      // Workers may have it already. After the loss of a shard it is gone anyway.
+      if (this.#runs.get(id) === run) {
+        run.call({ call: 'stop', reason: 'it could not be registered' });
+        this.followUp(run);
+        this.#drop(run);
+        run.vector.removeParts();
+      }
+      this.#keeper.forget(run);
       throw error;
     }
     const sent = bundle === undefined ? '' : `, sent as bundle ${bundle}`;
@@ -276,14 +283,10 @@ export class Coordinator {
     options: Omit<RunOptions, 'fork'>,
   ): Promise<Run> {
     const { id } = options;
-    await this.reading(of);
-    const source = this.mustFind(of);
-    if (this.#forking.has(id)) {
-      throw new DownpourError('DP_RUN_EXISTS', `run '${id}' is being made already`);
-    }
     this.#forking.add(id);
     try {
-      const run = await this.#keeper.fork(source, from, options);
+      await this.reading(of);
+      const run = await this.#keeper.fork(this.mustFind(of), from, options);
       this.adopt(run);
       this.log(`run ${id} created: a fork of ${of} at step ${run.options.fork!.step}`, { run: id });
       this.workers.employAll();
@@ -429,14 +432,19 @@ export class Coordinator {
     this.asides.forget(id);
   }
 
-  /** From now on nobody finds it. */
-  #leave(run: Run): void {
+  #drop(run: Run): void {
     const { id } = run;
-    this.#leaving.add(id);
     this.#runs.delete(id);
     this.#unfinished.delete(run);
     this.listing.remove(id);
     this.replication?.forget(run);
+  }
+
+  /** From now on nobody finds it. */
+  #leave(run: Run): void {
+    const { id } = run;
+    this.#leaving.add(id);
+    this.#drop(run);
     this.#removed.delete(id);
     this.#removed.add(id);
     if (this.#removed.size > LIMITS.runCountMax) {

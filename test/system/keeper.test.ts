@@ -1,18 +1,26 @@
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import { writeSealed } from '../../files/atomic-file.ts';
 import { type CheckpointInput, checkpointFolder } from '../../files/checkpoint.ts';
 import { listCheckpoints } from '../../files/manifest.ts';
 import { Keeper } from '../../server/checkpoints/keeper.ts';
 import { directWriter } from '../../server/checkpoints/writer.ts';
 import type { Run } from '../../server/core/run.ts';
+import { Coordinator } from '../../server/fleet/coordinator.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import type { OwnerLease, StateStore } from '../../server/store/state-store.ts';
+import { bytesOf } from '../../shared/codec.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { recover } from '../support/recover.ts';
-import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
+import {
+  createProblem,
+  createRun,
+  EXCHANGED,
+  parametersOf,
+  VirtualWorker,
+} from '../support/regression.ts';
 import { storedInFiles } from '../support/stored.ts';
 
 const problem = createProblem();
@@ -149,6 +157,39 @@ test('a run that was stopped before it had parameters is still stopped after a r
   recovered!.call({ call: 'resume' });
   new VirtualWorker(recovered!, problem).train();
   expect(recovered!.phase).toBe('finished');
+});
+
+test('a run that failed before it had parameters is not asked of workers after a restart, until somebody says so', async () => {
+  const run = createRun({});
+  const keeper = createKeeper();
+  await keeper.register(run);
+  const worker = new VirtualWorker(run, problem);
+  const asked = run.call({ call: 'assign', worker: worker.key, ahead: 1, now: 0 });
+  const { grant } = asked as Extract<typeof asked, { kind: 'initialise' }>;
+  const nan = bytesOf(new Float32Array(EXCHANGED + 1).fill(Number.NaN));
+  const given = { call: 'initialised', worker: worker.key, grant, now: 0 } as const;
+  expect(() => run.call(given, nan)).toThrow("hold NaN in tensor '");
+  settle(keeper, run);
+  await keeper.close([run]);
+  const [recovered] = await recover(createKeeper());
+  expect(recovered).toMatchObject({ phase: 'stopped' });
+  expect(recovered!.reason).toContain('failed before it had parameters');
+  recovered!.call({ call: 'resume' });
+  new VirtualWorker(recovered!, problem).train();
+  expect(recovered!.phase).toBe('finished');
+});
+
+test('a run that could not be registered is none, whatever the store asks for later', async () => {
+  const keeper = createKeeper();
+  const coordinator = new Coordinator({ keeper, now: () => now, log: () => {} });
+  const failure = new DownpourError('DP_STATE_CORRUPT', 'something else is in its place');
+  vi.spyOn(store, 'putRun').mockRejectedValueOnce(failure);
+  const body = { id: 'lost', experiment: 'e', experimentHash: 'h' };
+  await expect(coordinator.create(body)).rejects.toBe(failure);
+  expect(coordinator.runs).toEqual([]);
+  keeper.rebuild();
+  await keeper.close([]);
+  expect(await store.listRuns()).toEqual([]);
 });
 
 test('a store that is away does not keep a server from going back to its checkpoints', async () => {

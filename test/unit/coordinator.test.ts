@@ -1,5 +1,6 @@
 import { beforeEach, expect, test, vi } from 'vitest';
 import type { Keeper } from '../../server/checkpoints/keeper.ts';
+import type { Run } from '../../server/core/run.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import type { WorkerSession } from '../../server/fleet/session.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -113,6 +114,27 @@ test('runs are in the order of their creation, though the clock is set back', as
   } finally {
     vi.useRealTimers();
   }
+});
+
+test('a name belongs to a fork from the moment on in which it is asked for', async () => {
+  let make = (_: Run) => {};
+  const made = new Promise<Run>((resolve) => {
+    make = resolve;
+  });
+  coordinator = new Coordinator({
+    keeper: { ...keeper, fork: () => made } as unknown as Keeper,
+    ...{ now: () => now, log: () => {} },
+  });
+  coordinator.adopt(createRun({}, 'source'));
+  const body = { id: 'f', experiment: 'e', experimentHash: 'h' };
+  const forking = coordinator.create({ ...body, fork: { run: 'source', checkpoint: 'last' } });
+  const taken = { code: 'DP_RUN_EXISTS', message: "run 'f' is being made already" };
+  await expect(coordinator.create(body)).rejects.toMatchObject(taken);
+  const run = createRun({}, 'f');
+  Object.assign(run.options, { fork: { run: 'source', step: 0, checkpoint: 'c' } });
+  make(run);
+  expect(await forking).toBe(run);
+  expect(coordinator.runs.map(({ id }) => id)).toEqual(['source', 'f']);
 });
 
 test('a run that comes from before the loss of a shard is not taken over: it lies on shards that do not have it', () => {
