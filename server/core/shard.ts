@@ -257,11 +257,7 @@ export class Shard {
     if (held) this.#initialLanded(held, { run, session, grant }, part);
   }
 
-  #initialLanded(
-    { layout }: HeldRun,
-    of: InitialName,
-    { payload }: LandedPushPart,
-  ): void {
+  #initialLanded({ layout }: HeldRun, of: InitialName, { payload }: LandedPushPart): void {
     const { size } = layout;
     const problem =
       payload.length === 4 * size
