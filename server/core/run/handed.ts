@@ -66,7 +66,7 @@ export function mayHave({ components }: RunInternals, task: Handed, key: string)
 const isRefused = ({ refused }: Handed, key: string) => refused.some(([other]) => other === key);
 
 /** What its worker has given cannot be used. */
-export function refuse(task: Handed, why: string): void {
+export function refuseFrom(task: Handed, why: string): void {
   if (task.worker !== null) task.refused = [...task.refused, [task.worker, why]];
   takeBack(task);
 }

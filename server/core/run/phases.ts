@@ -26,7 +26,7 @@ import {
   validationCount,
 } from './evaluations.ts';
 import { fitGroups } from './groups.ts';
-import { evaluates, hopelessWhy, refuse, toHandOut } from './handed.ts';
+import { evaluates, hopelessWhy, refuseFrom, toHandOut } from './handed.ts';
 import { nonFiniteText, nothingFiniteText } from './reasons.ts';
 import type { Components, PendingEvaluation, RunFields, RunInternals } from './state.ts';
 import type { RunView } from './view.ts';
@@ -379,7 +379,7 @@ export class Phases {
   refuseInitial(worker: string, why: string): void {
     const { grant } = this.#fields;
     if (this.#run.over || grant?.worker !== worker) return;
-    refuse(grant, why);
+    refuseFrom(grant, why);
     letGoOfInitial(this.#inside);
     this.failWithoutInitial();
     this.#wake();
