@@ -211,6 +211,8 @@ export const LIMITS = {
   journalBytesMax: 2 ** 26,
   /** Checkpoints that one of changed rows continues. */
   checkpointLinksMax: 16,
+  /** Who asks for the checkpoints of a run that has just ended waits so long for those that its end writes. */
+  endWrittenMs: 5_000,
   /** Downloads of such checkpoints at once: the keys of all their rows are in memory. */
   joinedDownloadsMax: 8,
   /** Rows of a run that take fewer bytes are written with each checkpoint. */

@@ -38,6 +38,8 @@ export interface KeeperOptions {
   readonly writer?: CheckpointWriter;
   /** Rows of a run that take fewer bytes are written with each checkpoint. Default: `LIMITS.checkpointChangesBytesMin`. */
   readonly changesBytesMin?: number;
+  /** Who asks for the checkpoints of a run that has just ended waits so long for the last. Default: `LIMITS.endWrittenMs`. */
+  readonly endWrittenMs?: number;
   /** The fencing token of this server. */
   readonly token: number;
   readonly now: () => number;
@@ -430,7 +432,17 @@ export class Keeper {
     return this.#stateOf(run).publishedStep;
   }
 
+  /** A run that has just ended has those that its end writes among them, unless the disk takes long. */
   async checkpoints(id: string): Promise<CheckpointSummary[]> {
+    const writing = this.#runs.get(id)?.over ? this.#states.get(id)?.writing : null;
+    if (writing) {
+      const { endWrittenMs = LIMITS.endWrittenMs } = this.#options;
+      const answered = new AbortController();
+      const { signal } = answered;
+      const late = delay(endWrittenMs, undefined, { signal }).catch(() => {});
+      await Promise.race([writing, late]);
+      answered.abort();
+    }
     const manifests = await listCheckpoints(checkpointFolder(this.#options.root, id));
     return manifests.map(({ kind, step, createdAt, file, bytes, sha256, continues }) => ({
       ...{ kind, step, createdAt, file, bytes, sha256 },

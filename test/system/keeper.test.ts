@@ -34,7 +34,7 @@ let now: number;
 beforeEach(async () => {
   root = await mkdtemp(join(tmpdir(), 'downpour-'));
   store = openFileStore({ folder: root });
-  lease = await store.acquire('test', { ttlMs: 10_000 });
+  lease = await store.acquire('test', { ttlMs: 600_000 });
   [lines, fenced, now] = [[], [], 0];
 });
 
@@ -120,6 +120,50 @@ test('the last K, the best and the final checkpoints are kept', async () => {
   expect(best?.value).toBe(run.best!.loss);
   expect(best?.checkpoint).toBe(checkpoints.find(({ kind }) => kind === 'best')!.file);
   expect((await storedInFiles(root).checkpoints(run.id)).length).toBe(4);
+});
+
+describe('the checkpoints of a run that has just ended', () => {
+  /** A run at its end, and a keeper that may not write to the end of it yet. */
+  async function ended(endWrittenMs?: number) {
+    let mayWrite = () => {};
+    const allowed = new Promise<void>((resolve) => {
+      mayWrite = resolve;
+    });
+    const writer = {
+      ...directWriter,
+      async write(path: string, input: CheckpointInput) {
+        if (input.kind === 'final') await allowed;
+        return directWriter.write(path, input);
+      },
+    };
+    const keeper = new Keeper({
+      ...{ root, store, writer, token: lease.token, onFenced: () => {}, now: () => now },
+      ...{ log: (line: string) => lines.push(line), ...(endWrittenMs && { endWrittenMs }) },
+    });
+    const run = createRun({ epochsMax: 1, earlyStopping: { enabled: false } });
+    await keeper.register(run);
+    new VirtualWorker(run, problem).train();
+    settle(keeper, run);
+    expect(run.phase).toBe('finished');
+    const kinds = async () => (await keeper.checkpoints(run.id)).map(({ kind }) => kind);
+    return { keeper, run, kinds, mayWrite };
+  }
+
+  test('are listed with those that its end writes', async () => {
+    const { keeper, run, kinds, mayWrite } = await ended();
+    const asked = kinds();
+    mayWrite();
+    expect(await asked).toEqual(expect.arrayContaining(['last', 'best', 'final']));
+    await keeper.close([run]);
+  });
+
+  test('are listed without them where the disk takes long', async () => {
+    const { keeper, run, kinds, mayWrite } = await ended(1);
+    expect(await kinds()).not.toContain('final');
+    mayWrite();
+    await keeper.close([run]);
+    expect(await kinds()).toContain('final');
+  });
 });
 
 test('what was killed between two checkpoints goes on from the last one, with its best on disk', async () => {
@@ -272,7 +316,7 @@ describe('when the state cannot be written', () => {
     await keeper.saveNow(run);
     await lease.release();
     const other = openFileStore({ folder: root });
-    const taken = await other.acquire('other', { ttlMs: 10_000 });
+    const taken = await other.acquire('other', { ttlMs: 600_000 });
     train(keeper, run, 3);
     await keeper.saveNow(run);
     expect(fenced[0]?.code).toBe('DP_STATE_FENCED');
