@@ -71,6 +71,9 @@ export class Access {
   /** Tokens have come or gone. */
   changed: () => void = () => {};
   #changeCount = 0;
+  /** Files without a byte, as the last look found them. */
+  #blank: readonly string[] = [];
+  #again: NodeJS.Timeout | undefined;
 
   /** @throws DownpourError DP_USAGE: a file cannot be read or understood. */
   constructor(sources: TokenSources = {}, log: Log = () => {}) {
@@ -84,6 +87,7 @@ export class Access {
       ...(isFolder(tokensFile) ? ROLES.map((role) => join(tokensFile!, role)) : []),
     ];
     this.#known = this.#read();
+    this.#blank = this.#files.filter(isBlank);
     // By asking, since a mounted secret is replaced by moving a link, which no notification tells.
     for (const file of this.#files) {
       watchFile(file, { interval: LOOK_MS, persistent: false }, this.#look);
@@ -105,8 +109,16 @@ export class Access {
     return this.#own;
   }
 
-  /** Reads the files again. What cannot be read leaves all as it was. */
+  /** Reads the files again. What cannot be read leaves all as it was. A file that is empty now is looked at twice. */
   reload(): void {
+    const blank = this.#files.filter(isBlank);
+    const mayBeCut = blank.some((file) => !this.#blank.includes(file));
+    this.#blank = blank;
+    if (mayBeCut) {
+      // Most programs empty a file before they write it: between the two everybody would be sent away.
+      this.#again = setTimeout(this.#look, LOOK_MS).unref();
+      return;
+    }
     try {
       const known = this.#read();
       const same =
@@ -167,6 +179,7 @@ export class Access {
   }
 
   close(): void {
+    clearTimeout(this.#again);
     for (const file of this.#files) unwatchFile(file, this.#look);
   }
 
@@ -219,6 +232,7 @@ function firstLine(file: string): string {
 
 type TokenLine = readonly [role: AccessRole, token: string, name: string | undefined];
 
+const isBlank = (file: string) => statSync(file, { throwIfNoEntry: false })?.size === 0;
 const isFolder = (path: string | undefined) =>
   path !== undefined && statSync(path, { throwIfNoEntry: false })?.isDirectory() === true;
 

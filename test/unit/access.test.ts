@@ -154,7 +154,7 @@ describe('tokens', () => {
     );
   });
 
-  test('a file that is damaged or gone changes nothing, an empty one lets nobody in', () => {
+  test('a file that is damaged or gone changes nothing, one that stays empty lets nobody in', () => {
     const file = join(folder, 'tokens');
     writeFileSync(file, 'worker first\n');
     const lines: string[] = [];
@@ -167,6 +167,14 @@ describe('tokens', () => {
     expect(lines).toHaveLength(2);
     expect(lines[0]).toContain('line 1');
     writeFileSync(file, '');
+    access.reload();
+    // Somebody may be writing it.
+    expect(access.grant(bearer('first'))?.role).toBe('worker');
+    writeFileSync(file, 'worker first\nworker second\n');
+    access.reload();
+    expect(access.grant(bearer('second'))?.role).toBe('worker');
+    writeFileSync(file, '');
+    access.reload();
     access.reload();
     expect(access.open).toBe(false);
     expect(access.grant(bearer('first'))).toBeNull();
