@@ -14,9 +14,9 @@ export async function bundled(program: string): Promise<string> {
   const outfile = join(folder, 'program.mjs');
   await build({
     ...{ entryPoints: [program], outfile, bundle: true, platform: 'node', format: 'esm' },
-    // Some of the packages are CommonJS.
+    // Some of the packages are CommonJS. By a name that no module of the program has.
     banner: {
-      js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);",
+      js: "import { createRequire as requireOf } from 'node:module'; const require = requireOf(import.meta.url);",
     },
     logLevel: 'error',
   });
