@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { randomInt } from 'node:crypto';
 import { once } from 'node:events';
 import { writeFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -113,7 +114,7 @@ export async function startSentinel(
   const lines = [
     ...[`port ${port}`, 'bind 127.0.0.1', `dir ${folder}`],
     `sentinel monitor ${name} 127.0.0.1 ${new URL(master.url).port} 1`,
-    `sentinel down-after-milliseconds ${name} 500`,
+    `sentinel down-after-milliseconds ${name} 3000`,
     `sentinel failover-timeout ${name} 5000`,
   ];
   await writeFile(config, `${lines.join('\n')}\n`);
@@ -155,14 +156,21 @@ export function makeCertificates(folder: string): {
   return { ca: file('ca.pem'), cert: file('cert.pem'), key: file('key.pem') };
 }
 
-/** A port of 127.0.0.1 that is free now. */
+/** Below those that the system gives to whoever asks for any port: a connection of somebody else takes none of them meanwhile. */
+const PORTS = { from: 20_000, to: 32_000 } as const;
+
+/** A port of 127.0.0.1 that is free now, for those that need it before they listen, or again. */
 export async function freePort(): Promise<number> {
-  const server = createServer();
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const address = server.address();
-  server.close();
-  await once(server, 'close');
-  if (address === null || typeof address === 'string') throw new Error('no port');
-  return address.port;
+  for (;;) {
+    const port = randomInt(PORTS.from, PORTS.to);
+    const server = createServer();
+    const isFree = await new Promise<boolean>((done) => {
+      server.once('error', () => done(false));
+      server.listen(port, '127.0.0.1', () => done(true));
+    });
+    if (!isFree) continue;
+    server.close();
+    await once(server, 'close');
+    return port;
+  }
 }

@@ -1,7 +1,7 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import type { Observations } from '../../shared/rest.ts';
 import { observationsReport } from '../../study/observations.ts';
 import { openEngine } from '../../worker/engine.ts';
@@ -30,10 +30,8 @@ async function train(id: string, config: object, workers = 1): Promise<Observati
   const done = Array.from({ length: workers }, (_, i) => cluster.work(id, `${id}-${i}`).done);
   await Promise.all(done);
   // The last checkpoint is written beside the news that the run has ended.
-  await vi.waitFor(async () => {
-    const kinds = (await cluster.client.checkpoints(id)).map(({ kind }) => kind);
-    expect(kinds).toContain('final');
-  }, 10_000);
+  const kinds = async () => (await cluster.client.checkpoints(id)).map(({ kind }) => kind);
+  await expect.poll(kinds).toContain('final');
   return cluster.client.observations(id);
 }
 

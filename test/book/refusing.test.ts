@@ -1,7 +1,7 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
 import { outputOf } from '../support/command.ts';
@@ -30,10 +30,9 @@ test('§11.1: "It is possible to trade coverage for accuracy", and the confidenc
   });
   await cluster.work('over', 'worker').done;
   const { step } = await cluster.client.run('over');
-  await vi.waitFor(async () => {
-    const kept = await cluster.client.checkpoints('over');
-    expect(kept).toContainEqual(expect.objectContaining({ kind: 'best', step }));
-  });
+  await expect
+    .poll(() => cluster.client.checkpoints('over'))
+    .toContainEqual(expect.objectContaining({ kind: 'best', step }));
   const args = ['--server', cluster.url, '--data', cluster.folder, '--engine', 'wasm', '--json'];
   const what = ['--accuracy', '0.93,1', '--coverage', '0.8', '--out', out];
   const report = JSON.parse(await outputOf('refuse', DIGITS, ...args, ...what));

@@ -23,7 +23,7 @@ export function findBrowser(): string | null {
 export async function runInBrowser(
   entry: string,
   options: unknown,
-  timeoutMs = 60_000,
+  timeoutMs = 170_000,
 ): Promise<unknown> {
   const { outputFiles } = await build({
     entryPoints: [entry],

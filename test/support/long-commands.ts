@@ -229,7 +229,7 @@ export async function interrupt(
 }
 
 /** Processes that end because the command has ended may take a moment. */
-const LEFT_MS = 10_000;
+const LEFT_MS = 60_000;
 
 /** @returns 1: some were left, and are killed now. */
 async function killLeft({ pid }: ChildProcess): Promise<number> {

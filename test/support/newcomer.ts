@@ -265,7 +265,7 @@ export function newcomerFollowsThePage(of: () => Newcomer): void {
       }
       if (command === 'serve' || command === 'work') kept.push(started);
       else if (args.includes('--watch')) {
-        await expect.poll(started.text, { timeout: 60_000 }).toContain(run);
+        await expect.poll(started.text, { timeout: 180_000 }).toContain(run);
         started.child.kill('SIGINT');
         await started.code;
       } else expect(await started.code, `${line}\n${started.text()}`).toBe(0);

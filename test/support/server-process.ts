@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
+import { setImmediate as turn } from 'node:timers/promises';
 import { inject } from 'vitest';
 import { createRestClient, type RestClient } from '../../shared/rest-client.ts';
 
@@ -17,7 +18,7 @@ export interface ServerProcess {
   readonly closed: Promise<number | null>;
 }
 
-/** @param port the same as before, for one that comes back. */
+/** @param port 0, or one that it has again when it comes back. @returns it when it listens, and `log` has all that it said before. */
 export async function startServerProcess(
   state: string,
   port: number,
@@ -43,6 +44,8 @@ export async function startServerProcess(
   for await (const line of createInterface({ input: child.stdout! })) {
     const { url } = JSON.parse(line) as { url: string };
     child.stdout!.resume();
+    // What it has logged before is in the other pipe by now: one look of the event loop at its sockets reads it.
+    for (let i = 0; i < 2; i++) await turn();
     return { child, url, client: createRestClient({ server: url }), log, kill, closed };
   }
   // Its last words come after the end of its output.

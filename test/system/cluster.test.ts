@@ -187,9 +187,12 @@ describe.skipIf(missing)(
       expectEachExampleOnceAnEpoch(run, 6);
       expect(run.test!.error).toBeLessThan(0.15);
 
+      // It is told of the end a moment later than those who ask.
+      await until('the late worker waits', async () => {
+        return (await client.status()).workers.find(ofProcess(late))!.state === 'idle';
+      });
       const { workers: seen } = await client.status();
       expect(seen.find(ofProcess(victim))).toMatchObject({ state: 'gone', run: 'digits' });
-      expect(seen.find(ofProcess(late))).toMatchObject({ state: 'idle' });
       await until('the registry knows of the end', async () => {
         return (await storedInRedis({ url: redis.url }).run('digits'))?.phase === 'finished';
       });

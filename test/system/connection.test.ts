@@ -110,7 +110,7 @@ async function open(
   return new Promise((resolve, reject) => {
     dial({
       url,
-      handshakeMs: 5_000,
+      handshakeMs: 60_000,
       ...rest,
       opened(connection) {
         cleanUps.push(() => connection.terminate());

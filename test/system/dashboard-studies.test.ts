@@ -62,7 +62,7 @@ beforeAll(async () => {
   page = await (await browser.newContext({ viewport: { width: 1280, height: 900 } })).newPage();
   problems = problemsOf(page);
   await logIn(TOKENS.token);
-}, 180_000);
+}, 600_000);
 afterAll(async () => {
   if (skipped) return;
   await browser?.close();

@@ -188,7 +188,8 @@ describe.skipIf(skipped)('the dashboard', () => {
     ]);
     expect(run.phase).toBe('finished');
     const short = (value: number) => String(Number(value.toPrecision(4)));
-    expect(await text('.tiles')).toContain(`${(100 * run.best!.error!).toFixed(2)} %`);
+    // Each of what the view reads comes when it comes.
+    await expect.poll(() => text('.tiles')).toContain(`${(100 * run.best!.error!).toFixed(2)} %`);
     const loss = await page.locator('[aria-label^="Loss: "]').getAttribute('aria-label');
     expect(loss).toContain(`smoothed ${short(metrics.training.loss.at(-1)!)}`);
     const last = metrics.evaluations.findLast(({ part }) => part === 'validation')!;
@@ -202,9 +203,9 @@ describe.skipIf(skipped)('the dashboard', () => {
     expect(stopping).toContain(`Training stopped at step ${grouped(stoppedAt!)}; the best`);
     expect(stopping).not.toMatch(/Patience left|training stops/);
     expect(stopping).toContain(`at step ${grouped(run.best!.step)}`);
-    expect(await page.locator('[aria-label="Checkpoints"] tbody tr').count()).toBe(
-      checkpoints.length,
-    );
+    await expect
+      .poll(() => page.locator('[aria-label="Checkpoints"] tbody tr').count())
+      .toBe(checkpoints.length);
     await picture(page, 'run');
     // For README and docs: `cp test/output/dashboard.png docs/`.
     await page.screenshot({ path: join(OUTPUT, 'dashboard.png') });
@@ -300,13 +301,16 @@ describe.skipIf(skipped)('the dashboard', () => {
     await expect.poll(label).toContain(`mean of 2 ${Number(mean.toPrecision(4))}`);
     await page.getByText('one standard deviation').waitFor();
     const rows = page.getByRole('region', { name: 'Differences' }).locator('tr[data-field]');
-    const fields = await rows.evaluateAll((all) =>
-      all.map((row) => (row as HTMLElement).dataset.field),
-    );
-    expect(fields).toEqual(
-      expect.arrayContaining(['learningRate', 'optimizer.kind', 'earlyStopping.patience', 'seed']),
-    );
-    expect(fields).not.toContain('minibatchSize');
+    const fields = () =>
+      rows.evaluateAll((all) => all.map((row) => (row as HTMLElement).dataset.field));
+    await expect
+      .poll(fields)
+      .toEqual(
+        expect.arrayContaining([
+          ...['learningRate', 'optimizer.kind', 'earlyStopping.patience', 'seed'],
+        ]),
+      );
+    expect(await fields()).not.toContain('minibatchSize');
     const rates = page.locator('tr[data-field="learningRate"] code');
     expect(await rates.allTextContents()).toEqual(['0.1', '0.05']);
     await page.getByLabel('Group by').selectOption('run');
@@ -355,7 +359,7 @@ describe.skipIf(skipped)('the dashboard', () => {
     await picture(page, 'cluster');
     // Once they have gone, their sums stand still.
     await cluster.stopWorkers();
-    await page.getByText('digits-live waits for a worker').waitFor({ timeout: 10_000 });
+    await page.getByText('digits-live waits for a worker').waitFor({ timeout: 60_000 });
     await expect
       .poll(() => page.locator('tr[data-worker] .badge[data-kind="gone"]').count())
       .toBe(workers.length);
@@ -363,7 +367,7 @@ describe.skipIf(skipped)('the dashboard', () => {
       const rows = page.locator(`tr[data-worker="${worker}"]`, {
         hasText: grouped(pushes.applied),
       });
-      expect(await rows.count(), worker).toBeGreaterThan(0);
+      await expect.poll(() => rows.count(), { message: worker }).toBeGreaterThan(0);
     }
     await picture(page, 'cluster-alert');
     cluster.work('digits-live', 'ada');
@@ -491,7 +495,7 @@ describe.skipIf(skipped)('the dashboard', () => {
     await cluster.stopServer();
     await page.getByText('Reconnecting').waitFor();
     await cluster.serve(Number(port));
-    await page.getByText('Live', { exact: true }).waitFor({ timeout: 15_000 });
+    await page.getByText('Live', { exact: true }).waitFor({ timeout: 60_000 });
     // By the same cookie: it outlives a restart.
     await page.getByRole('button', { name: 'Stop', exact: true }).waitFor();
   });

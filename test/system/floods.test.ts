@@ -2,13 +2,13 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setTimeout as wait } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { socketLimits } from '../../server/access/sockets.ts';
 import { type ServeOptions, serve } from '../../server/main.ts';
 import { runShard } from '../../server/shards/main.ts';
 import { type Engine, openEngine } from '../../worker/engine.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { until } from '../support/until.ts';
 
 /** Many sockets without a token, as many as a port may have of them and half as many again. */
 
@@ -44,7 +44,7 @@ async function flood(port: number, text: string): Promise<{ readonly open: numbe
     for (const socket of sockets) socket.destroy();
   });
   // Those that gave their places are told by and by.
-  for (let i = 0; i < 100 && open > strangerCountMax; i++) await wait(20);
+  await until('no more than may be are open', () => open <= strangerCountMax, { everyMs: 20 });
   return {
     get open() {
       return open;
@@ -60,7 +60,7 @@ describe.each([
   ['requests that are begun and left lying', 'POST /runs HTTP/1.1\r\nHost: 127.0.0.1\r\n'],
   ['refused requests', HEALTH.replace('/health', '/runs')],
 ])('%s', (_, text) => {
-  test('leave places for workers and for requests with a token', { timeout: 120_000 }, async () => {
+  test('leave places for workers and for requests with a token', async () => {
     const cluster = await Cluster.start(engine, { token: TOKEN, localSocket: false });
     ends.push(() => cluster.close());
     const port = Number(new URL(cluster.url).port);
@@ -81,7 +81,7 @@ describe.each([
   });
 });
 
-test('a shard takes its server and workers in beside them', { timeout: 120_000 }, async () => {
+test('a shard takes its server and workers in beside them', async () => {
   const stop = new AbortController();
   const state = mkdtempSync(join(tmpdir(), 'downpour-floods-'));
   const shard = await runShard({
@@ -104,7 +104,7 @@ test('a shard takes its server and workers in beside them', { timeout: 120_000 }
   await cluster.close();
 });
 
-test('a standby says beside them that it is one', { timeout: 120_000 }, async () => {
+test('a standby says beside them that it is one', async () => {
   const primary = await Cluster.start(engine, { token: TOKEN });
   ends.push(() => primary.close());
   const stop = new AbortController();

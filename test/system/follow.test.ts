@@ -43,8 +43,9 @@ beforeAll(async () => {
   cluster.work('any', 'ada', { run: null, once: false, folders: [folder], log });
   const areOver = async () =>
     (await cluster.client.runs()).every(({ phase }) => phase === 'finished');
-  await until('all runs have ended', areOver, { logs: () => said.slice(-30).join('\n') });
-}, 120_000);
+  const logs = () => said.slice(-30).join('\n');
+  await until('all runs have ended', areOver, { withinMs: 600_000, logs });
+}, 600_000);
 afterAll(async () => {
   await cluster?.close();
 });
@@ -204,7 +205,7 @@ const STUDIES: readonly (readonly [Kind, readonly string[]])[] = [
   ['tables', ['search', '--trials', '2', '--space', 'tables.town.weightDecay=log:0.001..0.1']],
 ];
 
-describe('each command on each kind of experiment', { timeout: 60_000 }, () => {
+describe('each command on each kind of experiment', () => {
   beforeAll(() => {
     for (const kind of KINDS) {
       const lines = [Object.keys(row(kind)), Object.values(row(kind))].map((cells) =>
@@ -228,30 +229,24 @@ describe('each command on each kind of experiment', { timeout: 60_000 }, () => {
   });
 });
 
-test.each(KINDS)(
-  'train of %s ends with commands that are not refused',
-  async (kind) => {
-    const args = ['train', file(kind), '--workers', '0', '--run', `trained-${kind}`];
-    const { code, out } = await run(args, kind);
-    expect(code).toBe(EXIT.ok);
-    const told = [...out.matchAll(/npx downpour (\w+) .*?(?:(--format \w+)|)$/gm)];
-    const commands = told.map(([, command, format]) =>
-      format ? `${command} ${format}` : command!,
-    );
-    expect(commands).toContain('status');
-    const [, tfjs] = COMMANDS['export --format tfjs']!;
-    // No answer of plain layers to every lookup of a table.
-    const isTfjs = !('refused' in tfjs[kind]) && kind !== 'tables';
-    expect(commands).toContain(`export --format ${isTfjs ? 'tfjs' : 'safetensors'}`);
-    for (const command of commands) {
-      const known = COMMANDS[command];
-      if (known) expect('refused' in known[1][kind], `${command} of ${kind}`).toBe(false);
-    }
-  },
-  60_000,
-);
+test.each(KINDS)('train of %s ends with commands that are not refused', async (kind) => {
+  const args = ['train', file(kind), '--workers', '0', '--run', `trained-${kind}`];
+  const { code, out } = await run(args, kind);
+  expect(code).toBe(EXIT.ok);
+  const told = [...out.matchAll(/npx downpour (\w+) .*?(?:(--format \w+)|)$/gm)];
+  const commands = told.map(([, command, format]) => (format ? `${command} ${format}` : command!));
+  expect(commands).toContain('status');
+  const [, tfjs] = COMMANDS['export --format tfjs']!;
+  // No answer of plain layers to every lookup of a table.
+  const isTfjs = !('refused' in tfjs[kind]) && kind !== 'tables';
+  expect(commands).toContain(`export --format ${isTfjs ? 'tfjs' : 'safetensors'}`);
+  for (const command of commands) {
+    const known = COMMANDS[command];
+    if (known) expect('refused' in known[1][kind], `${command} of ${kind}`).toBe(false);
+  }
+});
 
-describe('studies', { timeout: 60_000 }, () => {
+describe('studies', () => {
   test.each(STUDIES)('%s: %j', async (kind, [command, ...args]) => {
     const { code, err, out } = await run(study(command!, file(kind), ...args), kind);
     expect(err.match(/^error.*/m)).toBeNull();
@@ -297,9 +292,9 @@ test('simulate trains a group from the step on that it is frozen up to', async (
   const errors = [await errorOf(false), await errorOf(true), await errorOf({ untilStep: 3 })];
   expect(new Set(errors).size).toBe(3);
   expect(await errorOf({ untilStep: 7 })).toBe(errors[1]);
-}, 30_000);
+});
 
-describe('new examples', { timeout: 60_000 }, () => {
+describe('new examples', () => {
   test.each(KINDS.filter((kind) => !['models', 'carried', 'tables'].includes(kind)))(
     '%s: predict, HTTP and an exported model answer alike',
     async (kind) => {

@@ -76,7 +76,8 @@ test('a token that connects too often is told when to come again; all others go 
   const refused = await shake(url, 'w');
   expect(refused).toMatchObject({ status: 429, body: { code: 'DP_LIMIT' } });
   const { retryAfter, body } = refused as Answer;
-  expect(Number(retryAfter)).toBeGreaterThan(90);
+  // 100 s after the first one.
+  expect(Number(retryAfter)).toBeGreaterThan(50);
   expect(Number(retryAfter)).toBeLessThanOrEqual(100);
   expect(body.message).toContain('0.01 times a second, and 3 times at once');
   expect(body.message).toContain(`connect again in ${retryAfter} s`);
@@ -90,7 +91,7 @@ test('who comes too soon waits for the answer, but nobody else does, and few wai
   const { url } = await start({
     token: 'o',
     workerToken: 'w',
-    limits: { ...FEW, connectionsPerTokenMax: 1, refusalHeldMs: 5_000 },
+    limits: { ...FEW, connectionsPerTokenMax: 1, refusalHeldMs: 15_000 },
   });
   await comeAndGo(url, 'w');
   const answers: string[] = [];
@@ -103,7 +104,7 @@ test('who comes too soon waits for the answer, but nobody else does, and few wai
     const text = await (await fetch(`${url}/metrics`, { headers })).text();
     return Number(/downpour_errors_total\{code="DP_LIMIT"\} (\d+)/.exec(text)?.[1] ?? 0);
   };
-  await expect.poll(refusals, { timeout: 4_000, interval: 20 }).toBe(LIMITS.refusalsHeldMax);
+  await expect.poll(refusals, { timeout: 14_000, interval: 20 }).toBe(LIMITS.refusalsHeldMax);
   expect(answers).toEqual([]);
   await shake(url, 'w').then(note('one too many'));
   expect(answers[0]).toBe('one too many');
@@ -121,7 +122,7 @@ test('without tokens they are counted by address', async () => {
 test('after a while it may connect again', async () => {
   const { url } = await start({ limits: { ...FEW, handshakesPerSecondMax: 2 } });
   for (let i = 0; i < HANDSHAKES; i++) await comeAndGo(url);
-  await expect.poll(() => shake(url), { timeout: 20_000 }).toBe('opened');
+  await expect.poll(() => shake(url), { timeout: 120_000 }).toBe('opened');
 });
 
 const FAULTS: [what: string, commit: (client: FloodClient) => void, code: number][] = [
@@ -158,7 +159,7 @@ test('a refusal that is no fault of the protocol counts once', async () => {
   expect(await shake(url)).toMatchObject({ status: 429 });
 });
 
-test('as many workers as a server may have join at once', { timeout: 120_000 }, async () => {
+test('as many workers as a server may have join at once', async () => {
   const { url } = await start({ token: 'o', workerToken: 'w' });
   const client = createRestClient({ server: url, token: 'o', timeoutMs: 60_000 });
   await client.createRun({ id: 'r', experiment: 'e', experimentHash: 'h', config: {} });
@@ -178,7 +179,7 @@ test('as many workers as a server may have join at once', { timeout: 120_000 }, 
   expect((await client.status()).workers.length).toBe(LIMITS.workerCountMax);
 });
 
-test('a worker that is refused waits as long as it is told', { timeout: 60_000 }, async () => {
+test('a worker that is refused waits as long as it is told', async () => {
   const { url } = await start({ limits: { ...FEW, handshakesPerSecondMax: 0.2 } });
   const rest = createRestClient({ server: url });
   for (let i = 0; i < HANDSHAKES; i++) await comeAndGo(url);
@@ -190,7 +191,7 @@ test('a worker that is refused waits as long as it is told', { timeout: 60_000 }
     localSocket: false,
     log: () => {},
   });
-  await expect.poll(() => client.connected, { timeout: 50_000 }).toBe(true);
+  await expect.poll(() => client.connected, { timeout: 120_000 }).toBe(true);
   const line = (await rest.prometheus())
     .split('\n')
     .find((each) => each.startsWith('downpour_errors_total{code="DP_LIMIT"}'));

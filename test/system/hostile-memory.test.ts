@@ -108,9 +108,7 @@ class Honest {
 }
 
 describe('rooms', () => {
-  test('are not held by pushes that stop: workers go on, and the pushes that stopped may still end', {
-    timeout: 60_000,
-  }, async () => {
+  test('are not held by pushes that stop: workers go on, and the pushes that stopped may still end', async () => {
     const url = await start();
     const honest = await Honest.enter(url);
     expect(await honest.push()).toBe('applied');
@@ -127,9 +125,7 @@ describe('rooms', () => {
     for (const each of slow) expect(await each.answer()).toBe('applied');
   });
 
-  test('one that drips for as long as others work is applied in the end', {
-    timeout: 60_000,
-  }, async () => {
+  test('one that drips for as long as others work is applied in the end', async () => {
     const url = await start();
     const [honest, slow] = [await Honest.enter(url), await Honest.enter(url)];
     slow.begin();
@@ -245,9 +241,7 @@ test('a second join on one assignment is refused', async () => {
   expect(await honest.client.closed).toMatchObject({ code: 1002 });
 });
 
-test('who does not read its answers is not read either, and goes on when it reads again', {
-  timeout: 60_000,
-}, async () => {
+test('who does not read its answers is not read either, and goes on when it reads again', async () => {
   const url = await start();
   const [honest, deaf] = [await Honest.enter(url), await Honest.enter(url)];
   deaf.client.deafen();
@@ -271,9 +265,7 @@ test('who does not read its answers is not read either, and goes on when it read
 });
 
 describe('the memory of connections', () => {
-  test('has one limit: the largest is closed with a code, and honest workers go on', {
-    timeout: 60_000,
-  }, async () => {
+  test('has one limit: the largest is closed with a code, and honest workers go on', async () => {
     const bytesMax = 20e6;
     const url = await start({
       limits: { memoryBytesMax: bytesMax },
@@ -299,7 +291,7 @@ describe('the memory of connections', () => {
     expect(honest.client.ended).toBe(null);
   });
 
-  test('is given back when workers have come, worked and gone', { timeout: 60_000 }, async () => {
+  test('is given back when workers have come, worked and gone', async () => {
     const url = await start();
     const workers: Honest[] = [];
     for (let i = 0; i < 5; i++) workers.push(await Honest.enter(url));
@@ -315,9 +307,7 @@ describe('the memory of connections', () => {
 /** The process may grow by this beyond what is counted: sockets, code, garbage that is not collected yet. */
 const RSS_GROWTH_MAX = 450e6;
 
-test('of a process of its own, memory stays within the limit under floods that took gigabytes', {
-  timeout: 120_000,
-}, async () => {
+test('of a process of its own, memory stays within the limit under floods that took gigabytes', async () => {
   const server: ServerProcess = await startServer();
   cleanUps.push(() => server.close());
   const { url, client: rest } = server;

@@ -125,7 +125,7 @@ describe('the labels of a run', () => {
     expect(idsOf(await again.client.runs())).toEqual(['a', 'b']);
   });
 
-  test('are whole after kills, and what was answered is kept', { timeout: 120_000 }, async () => {
+  test('are whole after kills, and what was answered is kept', async () => {
     const first = await start();
     await finish(first, 'seed');
     await first.end();
@@ -159,12 +159,10 @@ describe('the labels of a run', () => {
     }
   });
 
-  test('go through Redis to a server with another folder, and outlive a Redis that is emptied', {
-    timeout: 60_000,
-  }, async () => {
+  test('go through Redis to a server with another folder, and outlive a Redis that is emptied', async () => {
     const redis = await startRedis({ persist: false });
     cleanUps.push(() => redis.stop());
-    const options = { redis: redis.url, ownerTtlMs: 2_000 };
+    const options = { redis: redis.url };
     const server = await start(options);
     await server.client.createRun({ id: 'a', ...EXPERIMENT });
     await server.client.editRun('a', { name: 'A', tags: ['t'] });

@@ -7,7 +7,7 @@ import '@tensorflow/tfjs-backend-cpu';
 import * as tf from '@tensorflow/tfjs-core';
 import { layers, sequential } from '@tensorflow/tfjs-layers';
 import Fastify from 'fastify';
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { downpour, type StartServerOptions, startServer } from '../../library/server.ts';
 import { type TrainOptions, train } from '../../library/train.ts';
 import { trainOn } from '../../library/train-on.ts';
@@ -202,9 +202,8 @@ describe('startServer and startWorker', () => {
   test('a server is closed twice, with a worker that nobody has given a run', async () => {
     const server = await startServer({ state: join(folder, 'state'), port: 0 });
     const worker = startWorker({ server: server.url, engine: 'cpu' });
-    await vi.waitFor(async () => {
-      expect((await server.client.status()).workers).toHaveLength(1);
-    });
+    const workers = async () => (await server.client.status()).workers;
+    await expect.poll(workers).toHaveLength(1);
     expect(await server.client.runs()).toEqual([]);
     await Promise.all([worker.stop(), worker.stop()]);
     expect(await worker.ended).toEqual({ ended: [] });

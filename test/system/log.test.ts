@@ -2,7 +2,7 @@ import { type SpawnSyncReturns, spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, afterEach, expect, inject, test, vi } from 'vitest';
+import { afterAll, afterEach, expect, inject, test } from 'vitest';
 import { WebSocket } from 'ws';
 import { encodeFrame } from '../../shared/codec.ts';
 import { LIMITS } from '../../shared/limits.ts';
@@ -28,7 +28,7 @@ async function linesOf(format: string, meanwhile = (_state: string) => {}): Prom
   const worker = await ProtocolWorker.connect(server.url, { name: 'w' });
   await worker.trainTo(createProblem(), await worker.enter(createProblem()), 3);
   worker.terminate();
-  await vi.waitFor(() => expect(log()).toContain('worker w has gone'), { timeout: 60_000 });
+  await expect.poll(log, { timeout: 60_000 }).toContain('worker w has gone');
   meanwhile(state);
   const ended = new Promise((resolve) => child.once('close', resolve));
   child.kill('SIGTERM');

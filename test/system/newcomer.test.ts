@@ -85,7 +85,8 @@ test('a server of a checkout has its shards in threads and the page that browser
   ];
   const serving = downpour('serve', ...args, '--state', 'shards');
   const { url } = await serving.until(({ event }) => event === 'listening');
-  expect(serving.text()).toMatch(/2 shards.*127\.0\.0\.1:\d+/);
+  // By its other stream.
+  await expect.poll(serving.text).toMatch(/2 shards.*127\.0\.0\.1:\d+/);
   for (const path of ['/join', '/join/files/worker.js', '/join/files/few-digits.data']) {
     expect((await fetch(url + path)).status, path).toBe(200);
   }

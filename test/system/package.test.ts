@@ -93,7 +93,7 @@ const WITHOUT_OURS = Object.fromEntries(
   Object.entries(process.env).filter(([name]) => !name.startsWith('DOWNPOUR_')),
 );
 const options = (cwd: string) => ({
-  ...{ cwd, timeout: 120_000, maxBuffer: 1e7 },
+  ...{ cwd, timeout: 400_000, maxBuffer: 1e7 },
   // The engines that are installed are part of the machine, like Node itself.
   env: { ...WITHOUT_OURS, NO_COLOR: '1', DOWNPOUR_ENGINE_DIR: process.env.DOWNPOUR_ENGINE_DIR },
 });

@@ -3,7 +3,7 @@ import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test, vi } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import { parse } from 'yaml';
 import { openEngine } from '../../worker/engine.ts';
 import { freePort } from '../redis-server.ts';
@@ -62,16 +62,14 @@ beforeAll(async () => {
   // It has nothing to do, and stays.
   const waiting = cluster.work('cars', 'waiting', { once: false, run: null });
   waiting.done.catch(() => {});
-  await vi.waitFor(
-    async () => {
-      const { workers } = await cluster.client.status();
-      expect(workers.map(({ state }) => state)).toContain('idle');
-      // Written a moment after the run has ended.
-      const checkpoints = await cluster.client.checkpoints('cars');
-      expect(checkpoints.map(({ kind }) => kind)).toContain('final');
-    },
-    { timeout: 60_000, interval: 50 },
-  );
+  const states = async () => {
+    const { workers } = await cluster.client.status();
+    return Object.fromEntries(workers.map(({ worker, state }) => [worker, state]));
+  };
+  await expect.poll(states).toEqual({ first: 'gone', waiting: 'idle' });
+  // Written a moment after the run has ended.
+  const kinds = async () => (await cluster.client.checkpoints('cars')).map(({ kind }) => kind);
+  await expect.poll(kinds).toContain('final');
   page = await scrape();
   names = new Set([...page.matchAll(/^# TYPE (\S+) /gm)].map(([, name]) => name!));
 });

@@ -143,7 +143,7 @@ describe.skipIf(noSentinel !== null)(`Redis behind a sentinel${noSentinel ?? ''}
     const lease = await store.acquire('a', { ttlMs: 60_000 });
     await store.putRun(lease.token, run);
     const listener = new Redis(master.url);
-    await listener.call('WAIT', '1', '5000');
+    expect(await listener.call('WAIT', '1', '60000')).toBe(1);
     listener.disconnect();
     await master.kill();
     for (;;) {

@@ -47,8 +47,9 @@ async function folder(): Promise<string> {
   return path;
 }
 
-function open(url = redis.url): StateStore {
-  const store = openRedisStore({ url, timeoutMs: 1_000 });
+/** @param timeoutMs short for those that find it away: they wait so long. */
+function open(timeoutMs = 30_000): StateStore {
+  const store = openRedisStore({ url: redis.url, timeoutMs });
   cleanUps.push(() => store.close());
   return store;
 }
@@ -141,7 +142,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     const state = await folder();
     // As killed: its lease stays, and so does what waits.
     const id = redis.url;
-    const store = journaled(open(), { folder: state, id, log: () => {} });
+    const store = journaled(open(1_000), { folder: state, id, log: () => {} });
     const { token } = await store.acquire('a', { ttlMs: 60_000 });
     const config = (await import('../../shared/config.ts')).resolveConfig({ epochsMax: 3 });
     await redis.kill();
@@ -213,7 +214,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
     const state = await folder();
     const server = await start(state);
     await redis.kill();
-    const other = open();
+    const other = open(1_000);
     const early = other.acquire('b', { ttlMs: 60_000 });
     expect(errorCode(await early.catch((e) => e))).toBe('DP_REDIS_UNAVAILABLE');
     await redis.restart();
@@ -224,7 +225,7 @@ describe.skipIf(missing !== null)(`Redis away${missing ?? ''}`, () => {
       client.disconnect();
       return owner === 1;
     });
-    const late = other.acquire('b', { ttlMs: 60_000 });
+    const late = open().acquire('b', { ttlMs: 60_000 });
     expect(errorCode(await late.catch((e) => e))).toBe('DP_STATE_LOCKED');
     expect(await server.stop()).toBeNull();
   });
@@ -280,9 +281,10 @@ describe.skipIf(missing !== null)(`Redis comes back empty${missing ?? ''}`, () =
     expect(run.test).toEqual(trained.test);
     const store = open();
     await until('the registry is full again', async () => {
-      return (await stored().best('r'))?.value === trained.best?.loss;
+      expect((await stored().best('r'))?.value).toBe(trained.best?.loss);
+      expect((await store.listRuns()).map(({ id }) => id)).toEqual(['r']);
+      expect(await store.lastCheckpoint('r')).toMatchObject({ kind: 'final', step: trained.step });
+      return true;
     });
-    expect((await store.listRuns()).map(({ id }) => id)).toEqual(['r']);
-    expect(await store.lastCheckpoint('r')).toMatchObject({ kind: 'final', step: trained.step });
   });
 });

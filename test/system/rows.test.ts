@@ -51,6 +51,12 @@ async function lossesAtEnd(run: string, workers: number) {
   return evaluations.map(({ loss }) => loss!);
 }
 
+/** It is to be stopped before it ends: a step takes a millisecond. */
+async function someSteps(run: string): Promise<void> {
+  const areMade = async () => (await cluster.client.run(run)).step >= 5;
+  await until('some steps are made', areMade, { everyMs: 1 });
+}
+
 async function answerOf(run: string): Promise<number> {
   const words = join(cluster.folder, 'words.jsonl');
   writeFileSync(words, JSON.stringify({ inputs: [0, 31, 124, 79, 96] }));
@@ -100,7 +106,7 @@ test('rows on three shards, and on two after a stop, are those on one server, to
   await move(3);
   await cluster.createRun('cut', EXPERIMENT, { ...COMMON, ...config });
   cluster.work('cut', 'first');
-  await until('some steps are made', async () => (await cluster.client.run('cut')).step >= 5);
+  await someSteps('cut');
   await cluster.client.stop('cut');
   const before = await cluster.client.run('cut');
   await move(2);
@@ -216,7 +222,7 @@ describe('a model of rows alone', () => {
       await move(before);
       await cluster.createRun(run, file, config!);
       cluster.work(run, run);
-      await until('some steps are made', async () => (await cluster.client.run(run)).step >= 5);
+      await someSteps(run);
       await cluster.client.stop(run);
       await move(after);
       await cluster.client.resume(run);

@@ -4,11 +4,12 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type Serving, serve } from '../../server/main.ts';
 import { createRestClient, type RunDetail } from '../../shared/rest-client.ts';
 import { freePort, redisMissing, startRedis } from '../redis-server.ts';
 import { startServerProcess } from '../support/server-process.ts';
+import { until } from '../support/until.ts';
 import { type CommandProcess, startCommand } from '../support/worker-process.ts';
 
 /** `train --send`: an experiment goes to workers that have no file of it, as processes in folders of their own. */
@@ -116,18 +117,11 @@ async function send(run: string, more: readonly string[] = []): Promise<void> {
 }
 
 async function finished(run: string): Promise<RunDetail> {
-  await vi.waitUntil(
-    async () =>
-      (
-        await client()
-          .run(run)
-          .catch(() => null)
-      )?.phase === 'finished',
-    {
-      ...{ timeout: 150_000, interval: 100 },
-    },
-  );
-  return client().run(run);
+  const found = async () => {
+    const detail = await client().run(run);
+    return detail.phase === 'finished' && detail;
+  };
+  return until(`${run} is finished`, found, { withinMs: 150_000, everyMs: 100 });
 }
 
 describe('an experiment that is sent', () => {
@@ -135,6 +129,7 @@ describe('an experiment that is sent', () => {
     await startServer();
     await cp(join(root, 'operator'), join(root, 'own'), { recursive: true });
     const refusing = work('refusing');
+    await refusing.said(/connected to/);
     const [first, second] = [accepting('first'), accepting('second')];
     work('owner', [], 'own');
     // Nothing begins before all three that can are there.
@@ -160,7 +155,7 @@ describe('an experiment that is sent', () => {
       expect(each.text()).toMatch(/experiments are accepted: every operator of .* can run code/);
       expect(each.text()).toMatch(told);
     }
-    expect(refusing.text()).toMatch(
+    await refusing.said(
       /run mpg needs experiment 'cars', which is in none of .*start this worker with --accept-experiments.*operators of the server run code here/,
     );
     // Both workers of a machine share one file.
@@ -191,7 +186,7 @@ describe('an experiment that is sent', () => {
       const redis = await startRedis({ persist: false });
       const tokens = ['--token', TOKENS.token, '--worker-token', TOKENS.workerToken];
       const common = [...tokens, '--redis-url', redis.url, '--lease-seconds', '5'];
-      const primary = await startServerProcess(join(root, 'state'), await freePort(), common);
+      const primary = await startServerProcess(join(root, 'state'), 0, common);
       const ends = [() => primary.kill(), () => redis.stop()];
       endServer = async () => {
         for (const end of ends) await end();
@@ -200,10 +195,10 @@ describe('an experiment that is sent', () => {
       // One before it comes, one afterwards.
       await send('before');
       const follow = [...common, '--standby-of', primary.url];
-      const standby = await startServerProcess(join(root, 'standby'), await freePort(), follow);
+      const standby = await startServerProcess(join(root, 'standby'), 0, follow);
       ends.unshift(() => standby.kill());
-      await vi.waitUntil(async () => (await client().status()).standby?.state === 'following', {
-        ...{ timeout: 60_000, interval: 100 },
+      await until('the standby follows', async () => {
+        return (await client().status()).standby?.state === 'following';
       });
       await write('helpers/columns.ts', COLUMNS.replace("['name']", "['name', 'year']"));
       await send('after');
@@ -247,7 +242,7 @@ describe('an experiment that is sent', () => {
       /offered bundle [0-9a-f]{64} and sent \d+ bytes with SHA-256 .*not run; send the experiment again/,
     );
     expect(await client().run('mpg')).toMatchObject({ phase: 'waiting', workers: 0 });
-    expect(await readdir(join(root, 'cache'))).toEqual([]);
+    await expect.poll(() => readdir(join(root, 'cache'))).toEqual([]);
     await send('again');
     await finished('mpg');
     expect(worker.text()).not.toContain('PWNED');

@@ -90,9 +90,11 @@ test('what was applied after the checkpoint is lost, counted to the step, told, 
     const run = await client.run('r');
     expect(run.stepsLost).toBe(lost);
     if (work.step > restored.step)
-      expect(server!.log()).toContain(
-        `run r: ${work.step - restored.step} steps after step ${restored.step} are lost`,
-      );
+      await expect
+        .poll(server!.log)
+        .toContain(
+          `run r: ${work.step - restored.step} steps after step ${restored.step} are lost`,
+        );
     // A gradient of the lost time is not taken for one of now, and is not lost either.
     const before = run.pushes;
     worker.push(problem, { ...work, leases: again.leases });

@@ -204,7 +204,7 @@ const listening = { land: () => null, malformed() {}, broken() {}, alive() {}, c
 
 const RUNS = { numRuns: 150, seed: 7 };
 
-describe('messages between servers that are wrong', { timeout: 120_000 }, () => {
+describe('messages between servers that are wrong', () => {
   test('of a standby end its connection with a code, and nothing else', async () => {
     const { url } = await start();
     const client = createRestClient({ server: url });

@@ -835,9 +835,9 @@ describe('REST', () => {
     // Nobody has asked this worker.
     worker.send(evaluated);
     const client = createRestClient({ server: url });
-    await vi.waitFor(async () =>
-      expect((await client.workers(id))[0]?.machine).toMatchObject({ cpuCores: 0.5 }),
-    );
+    await expect
+      .poll(async () => (await client.workers(id))[0]?.machine)
+      .toMatchObject({ cpuCores: 0.5 });
     // What it computes this run with, which `hello` could not say.
     expect((await client.workers(id))[0]?.engine).toBe('the faster one');
     expect(await client.examples(id)).toEqual({ step: null, at: null, examples: [] });

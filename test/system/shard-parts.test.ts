@@ -22,7 +22,7 @@ import { until as untilTrue } from '../support/until.ts';
 /** A server with a shard, a worker that trains, and others that send the shard what nobody waits for. */
 
 const EXAMPLES = join(import.meta.dirname, '..', '..', 'examples');
-const LONG_MS = 60_000;
+const LONG_MS = 180_000;
 /** Held up once a second, as all were before, a run comes as far as this in five minutes. */
 const STEPS = 300;
 

@@ -25,7 +25,7 @@ import { until as untilTrue } from '../support/until.ts';
 const ROOT = join(import.meta.dirname, '..', '..');
 const PROGRAM = inject('program');
 const EXAMPLES = join(ROOT, 'examples');
-const LONG_MS = 60_000;
+const LONG_MS = 180_000;
 const FEW: PartialConfig = {
   minibatchSize: 32,
   stepsMax: 30,

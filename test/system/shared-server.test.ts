@@ -28,9 +28,7 @@ const named = () => openUsedServer({ state, stateGiven: true });
 const idsOf = async ({ client }: Awaited<ReturnType<typeof open>>) =>
   (await client.runs()).map(({ id }) => id);
 
-test('a second command uses it, and goes on when the first one ends', {
-  timeout: 60_000,
-}, async () => {
+test('a second command uses it, and goes on when the first one ends', async () => {
   // At the same time: one of them has the folder, and the other one waits until that one listens.
   const both = await Promise.all([open(), open()]);
   const [first, second] = both.sort((a, b) => Number(a.state === null) - Number(b.state === null));
@@ -58,7 +56,7 @@ test('a second command uses it, and goes on when the first one ends', {
   // The one whose server it was ends: the other one has all of it, at the same address.
   await first!.close();
   await expect
-    .poll(() => second!.client.run('b').catch(() => null), { timeout: 20_000 })
+    .poll(() => second!.client.run('b').catch(() => null), { timeout: 60_000 })
     .toMatchObject({ step: 3, stepsLost: 0 });
   expect(await idsOf(second!)).toEqual(['a', 'b']);
   expect(await urlOfFolder(state)).toBe(url);

@@ -59,7 +59,7 @@ async function run(command: string, name: string, ...args: string[]) {
   return { ...ended, study };
 }
 
-describe('a study that cannot be', { timeout: 60_000 }, () => {
+describe('a study that cannot be', () => {
   test.each([
     ['folds', 'few', ['--folds', '10'], EXIT.usage, 'DP_EXPERIMENT_INVALID', /5 .*into 10 parts/],
     ['lr-find', 'single', [], EXIT.usage, 'DP_EXPERIMENT_INVALID', /1 training example /],
@@ -75,11 +75,12 @@ describe('a study that cannot be', { timeout: 60_000 }, () => {
     expect(ended.err).not.toMatch(/learning ?rate/i);
     // What is left to read says the same.
     expect(readFileSync(join(ended.study, 'report.md'), 'utf8')).toMatch(words);
-    expect((await cluster.client.status()).workers.map(({ state }) => state)).toEqual(['idle']);
+    const states = async () => (await cluster.client.status()).workers.map(({ state }) => state);
+    await expect.poll(states).toEqual(['idle']);
   });
 });
 
-describe('five rows', { timeout: 60_000 }, () => {
+describe('five rows', () => {
   test('are checked as far as they go', async () => {
     const { code, out } = await run('check', 'few', '--no-tiny', '--steps', '5');
     expect(code).toBe(EXIT.ok);

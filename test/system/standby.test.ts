@@ -8,7 +8,7 @@ import { checkPushLog } from '../../server/watch/push-log.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import type { RunDetail } from '../../shared/rest.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
-import { freePort, redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
+import { redisMissing, startRedis, type TestRedis } from '../redis-server.ts';
 import { ClientWorker } from '../support/client-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { type ServerProcess, startServerProcess } from '../support/server-process.ts';
@@ -49,7 +49,7 @@ const SHORT = ['--lease-seconds', '5'];
 
 /** @param folder of its own, as on two machines, or one for both. */
 async function start(folder: string, more: readonly string[] = []): Promise<ServerProcess> {
-  const server = await startServerProcess(join(root, folder), await freePort(), [
+  const server = await startServerProcess(join(root, folder), 0, [
     ...['--redis-url', redis.url, '--push-log', pushLog, ...LEASE, ...more],
   ]);
   cleanUps.push(() => server.kill());
@@ -332,9 +332,7 @@ describe.skipIf(missing !== null)(`a hot standby${missing ?? ''}`, () => {
       stateStore: 'redis',
     });
     const ending = async (args: readonly string[]) =>
-      startServerProcess(join(root, 'other'), await freePort(), [
-        ...['--standby-of', primary.url, ...args],
-      ]).then(
+      startServerProcess(join(root, 'other'), 0, [...['--standby-of', primary.url, ...args]]).then(
         (server) => server.closed.then((code) => `${code} ${server.log()}`),
         (error: Error) => error.message,
       );

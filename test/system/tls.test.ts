@@ -88,7 +88,7 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
       folders: [FIXTURES],
       dataFolder: folder,
       once: true,
-      signal: AbortSignal.timeout(60_000),
+      signal: AbortSignal.timeout(170_000),
       log: (line) => lines.push(line),
       tls: trustOf(trust),
       ...options,
@@ -140,7 +140,7 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
       { severity: 'warning', text: expect.stringMatching(text) },
     ]);
     await copy(authority.issue('stays', 90));
-    await expect.poll(alerts, { timeout: 30_000 }).toEqual([]);
+    await expect.poll(alerts, { timeout: 120_000 }).toEqual([]);
   });
 
   test('time and sockets are limited on every port, as the servers have it in force', async () => {

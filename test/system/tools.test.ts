@@ -182,7 +182,7 @@ test('status --watch looks again and again, also at a server that goes and comes
   const seen: (Partial<Status> & { error?: string })[] = [];
   createInterface({ input: watching.stdout }).on('line', (line) => seen.push(JSON.parse(line)));
   const look = (what: (last: (typeof seen)[number] | undefined) => boolean) =>
-    expect.poll(() => what(seen.at(-1)), { timeout: 30_000, interval: 50 }).toBe(true);
+    expect.poll(() => what(seen.at(-1)), { timeout: 120_000, interval: 50 }).toBe(true);
   try {
     await look((last) => last?.runs?.length === 0);
     await server.client.createRun({ id: 'r', experiment: 'e', experimentHash: 'h', config: {} });

@@ -67,9 +67,7 @@ async function accepting(events: (connection: Connection) => ConnectionEvents): 
   return (server.address() as AddressInfo).port;
 }
 
-test('a push and a pull of 1 MB, 4,000 times, allocate nothing that grows with the payload', {
-  timeout: 120_000,
-}, async () => {
+test('a push and a pull of 1 MB, 4,000 times, allocate nothing that grows with the payload', async () => {
   const memories = { server: new Memories(2), client: new Memories(2) };
   const snapshot = new Uint8Array(BYTES).fill(7);
   const port = await accepting((connection) => ({
@@ -109,7 +107,7 @@ test('a push and a pull of 1 MB, 4,000 times, allocate nothing that grows with t
   expectFlat(samples);
 });
 
-test('nor do they through a server and the client of a worker', { timeout: 120_000 }, async () => {
+test('nor do they through a server and the client of a worker', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'downpour-'));
   const controller = new AbortController();
   const { signal } = controller;

@@ -11,6 +11,7 @@ import { type Engine, openEngine } from '../../worker/engine.ts';
 import { experimentName, hashExperiment } from '../../worker/experiment.ts';
 import { runWorker, type WorkerOptions, type WorkerResult } from '../../worker/main.ts';
 import { startProxy } from '../support/proxy.ts';
+import { until } from '../support/until.ts';
 
 /** Real workers on the cpu engine against a real server, in one process: they meet on the wire. */
 
@@ -140,7 +141,7 @@ describe('workers', () => {
     const data = async (args: object) => {
       if (connected() === 1) {
         proxy.cut();
-        await vi.waitUntil(() => connected() === 2, { timeout: 30_000 });
+        await vi.waitUntil(() => connected() === 2, { timeout: 120_000 });
         // The second assignment is there before the first is dealt with.
         await rest('/status');
       }
@@ -239,9 +240,9 @@ describe('a worker whose experiment comes while it waits', () => {
     await createRun('new', FAST, join(there, 'first.mjs'));
     const pool = work('pool', { run: null, once: false, folders: [here] });
     await said(/pool: run new needs experiment 'first', which is in none of .*here: put its files/);
-    // Another version of it is named as that.
-    await cp(there, here, { recursive: true });
+    // Another version of it is named as that. The worker looks at any moment: the helper is there first.
     await writeFile(join(here, 'slope.mjs'), slope(4));
+    await cp(there, here, { recursive: true, force: false });
     await said(/pool: run new needs experiment 'first' with hash .*first\.mjs has .*: copy/);
     await writeFile(join(here, 'slope.mjs'), slope(3));
     await over('new');
@@ -357,7 +358,7 @@ export default {
     for (const name of ['first', 'second']) {
       await expect(work(name, { folders: [folder] }).done).rejects.toThrow('the shelf fell down');
     }
-    const run = await vi.waitUntil(async () => {
+    const run = await until('the server knows of the second', async () => {
       const found = await rest<RunDetail>('/runs/cars');
       return found.workers === 0 && found.workerFailure?.worker === 'second' ? found : null;
     });
