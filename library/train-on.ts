@@ -11,7 +11,7 @@ import { typedArrayName } from '../worker/data/described.ts';
 import { dataOf, type GivenColumn } from '../worker/data/given.ts';
 import type { GivenNumbers } from '../worker/data/numbers.ts';
 import { packData } from '../worker/data/packed.ts';
-import { experimentName, type LossName } from '../worker/experiment.ts';
+import { type ClassWeights, experimentName, type LossName } from '../worker/experiment.ts';
 import { isLibraryClass, type LayersModel, tf } from '../worker/tf.ts';
 import { mustBeOptions } from './options.ts';
 import { TRAIN_OPTIONS, type TrainingResult, type TrainOptions, train } from './train.ts';
@@ -48,17 +48,19 @@ export interface DataOn extends ExamplesOn {
   readonly test?: ExamplesOn;
 }
 
-/** The first three are those of `model.fit`. */
+/** The first four are those of `model.fit`. */
 export interface TrainOnOptions extends Omit<TrainOptions, 'data' | 'name'> {
   /** At most so many: early stopping may end it before, unless `config` has it off. */
   readonly epochs?: number;
   /** Default: 32, as of `model.fit`. */
   readonly batchSize?: number;
   readonly validationSplit?: number;
+  /** How much an example of each class counts in the loss: by class, or `'balanced'`. */
+  readonly classWeight?: ClassWeights;
 }
 
 const OPTIONS = [
-  ...['epochs', 'batchSize', 'validationSplit'],
+  ...['epochs', 'batchSize', 'validationSplit', 'classWeight'],
   ...TRAIN_OPTIONS.filter((name) => name !== 'data' && name !== 'name'),
 ];
 
@@ -84,7 +86,7 @@ export async function trainOn(
   options: TrainOnOptions = {},
 ): Promise<TrainingResult> {
   mustBeOptions('trainOn', options, OPTIONS);
-  const { epochs, batchSize = 32, validationSplit, config = {}, ...rest } = options;
+  const { epochs, batchSize = 32, validationSplit, classWeight, config = {}, ...rest } = options;
   const model = ours(given);
   const { name: lossName, loss, end } = lossOf(model);
   const { modelTopology, weightSpecs, weightData } = await artifactsOf(model);
@@ -102,7 +104,7 @@ export async function trainOn(
     await writeFile(join(folder, 'weights.bin'), weights);
     const file = join(folder, `${nameOf(model)}.mjs`);
     const sha256 = createHash('sha256').update(packed).update(json).update(weights).digest('hex');
-    await writeFile(file, sourceOf(loss, sha256));
+    await writeFile(file, sourceOf(loss, sha256, classWeight));
     const own: PartialConfig = {
       ...optimizerOf(model.optimizer),
       minibatchSize: batchSize,
@@ -120,7 +122,7 @@ export async function trainOn(
 }
 
 /** The experiment's file. A run's hash is of it alone, so it names what lies beside it. */
-const sourceOf = (loss: LossName, sha256: string) => `// ${sha256}
+const sourceOf = (loss: LossName, sha256: string, classWeights?: ClassWeights) => `// ${sha256}
 import { fittedExperiment } from ${JSON.stringify(ownModule('fitted', new URL('../worker/fitted.ts', import.meta.url)).href)};
 
 const fileOf = (name) => new URL(name, import.meta.url);
@@ -129,6 +131,7 @@ export default fittedExperiment({
   data: fileOf('data.bin'),
   model: fileOf('model.json'),
   weights: fileOf('weights.bin'),
+  classWeights: ${JSON.stringify(classWeights)},
 });
 `;
 

@@ -13,6 +13,12 @@ import { IS_BUILT, ownModule, ROOT } from '../shared/own-files.ts';
 import type { Space } from '../shared/space.ts';
 import type { Batch, BatchArguments, BatchFunction, FieldTensors } from './batch.ts';
 import type { Carried, CarriedArguments } from './carried.ts';
+import {
+  CLASS_WEIGHTS_ALLOWED,
+  type ClassWeights,
+  type GivenClassWeights,
+  isClassWeights,
+} from './class-weights.ts';
 import type { DataArguments } from './data/data-arguments.ts';
 import type { ExperimentData } from './data/examples.ts';
 import type { GivenData } from './data/given.ts';
@@ -82,6 +88,7 @@ export type {
   BatchFunction,
   Carried,
   CarriedArguments,
+  ClassWeights,
   DataArguments,
   Draws,
   ExperimentData,
@@ -208,6 +215,11 @@ export interface Experiment {
    * evaluations have the targets as they are. A function of the hyperparameters makes it searchable.
    */
   readonly labelSmoothing?: number | ((hyperparameters: Hyperparameters) => number);
+  /**
+   * How much an example of each class counts in the loss, in training and in evaluations; for classes of which some are
+   * rare. Of several outputs, by name. See docs/layers.md.
+   */
+  readonly classWeights?: GivenClassWeights;
   /** Reported by evaluations, by name: functions, or `'auc'`, `'rmse'`, `'r2'`, which are computed over the whole part. */
   readonly metrics?: Readonly<Record<string, GivenMetric | Readonly<Record<string, GivenMetric>>>>;
   /**
@@ -323,6 +335,10 @@ const FIELDS: FieldRules<keyof Experiment> = {
     allowed: 'a number from 0, below 1, or a function of the hyperparameters',
     test: (v) => v === undefined || isFunction(v) || (typeof v === 'number' && v >= 0 && v < 1),
   },
+  classWeights: {
+    allowed: CLASS_WEIGHTS_ALLOWED,
+    test: (v) => v === undefined || isClassWeights(v),
+  },
   metrics: {
     allowed: `an object of functions (targets, predictions) and names of metrics (${PART_METRICS})`,
     test: (v) =>
@@ -404,7 +420,7 @@ export function mustBeExperiment(value: unknown, where: string): Experiment {
   const { name, ...fields } = value;
   const known = fields.objective === undefined ? FIELDS : { ...FIELDS, loss: NO_LOSS };
   const problems = fieldProblems(fields, known);
-  for (const field of ['error', 'metrics', 'lossWeights', 'labelSmoothing']) {
+  for (const field of ['error', 'metrics', 'lossWeights', 'labelSmoothing', 'classWeights']) {
     if (fields.objective === undefined || fields[field] === undefined) continue;
     problems.push(`${field} is not allowed beside objective: return it from the objective`);
   }

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import type { io } from '@tensorflow/tfjs-core';
 import { unpackData } from './data/packed.ts';
-import type { Experiment, LossName, ModelArguments } from './experiment.ts';
+import type { ClassWeights, Experiment, LossName, ModelArguments } from './experiment.ts';
 import type { LayersModel } from './tf.ts';
 
 /** An experiment made of a model and arrays that a program had: both lie in files beside the experiment's own. */
@@ -15,9 +15,16 @@ export interface FittedSpec {
   readonly model: URL;
   /** `weightData`: what training begins with. */
   readonly weights: URL;
+  readonly classWeights?: ClassWeights;
 }
 
-export function fittedExperiment({ loss, data, model, weights }: FittedSpec): Experiment {
+export function fittedExperiment({
+  loss,
+  data,
+  model,
+  weights,
+  classWeights,
+}: FittedSpec): Experiment {
   let artifacts: Promise<io.ModelArtifacts> | null = null;
   const read = async (): Promise<io.ModelArtifacts> => {
     const [json, bytes] = await Promise.all([readFile(model, 'utf8'), readFile(weights)]);
@@ -30,6 +37,7 @@ export function fittedExperiment({ loss, data, model, weights }: FittedSpec): Ex
       return tf.loadLayersModel(tf.io.fromMemory(await artifacts));
     },
     loss,
+    ...(classWeights && { classWeights }),
   };
 }
 

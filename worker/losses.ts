@@ -59,11 +59,25 @@ export const SMOOTHED: readonly LossName[] = [
   'negativeLogLikelihood',
 ];
 
+/** How a built-in loss departs from its plain form. */
+export interface LossForm {
+  /** The share ε of `smoothingOf`. */
+  readonly smoothing?: number;
+  /** How much an example of each class counts; its labels are not smoothed for that. */
+  readonly weights?: readonly number[] | undefined;
+}
+
+/** Whether all losses of an experiment can weigh their classes. */
+export const canWeighClasses = ({ loss }: Pick<Experiment, 'loss'>): boolean =>
+  (isRecord(loss) ? Object.values(loss) : [loss]).every((each) =>
+    (SMOOTHED as readonly unknown[]).includes(each),
+  );
+
 /** −Σ truth · log p over the classes, of what gives log p. */
 function crossEntropyOf(
   logarithms: (predictions: Tensor) => Tensor,
   { classCount, shares }: DataShape,
-  smoothing: number,
+  { smoothing = 0, weights }: LossForm,
 ): Measure {
   return (targets, predictions) => {
     const logs = logarithms(tf.reshape(predictions, [-1, classCount]));
@@ -73,17 +87,23 @@ function crossEntropyOf(
       : tf.cast(tf.oneHot(tf.cast(tf.reshape(targets, [-1]), 'int32'), classCount), 'float32');
     const smoothed =
       smoothing === 0 ? truth : tf.add(tf.mul(truth, 1 - smoothing), smoothing / classCount);
-    return tf.mul(tf.sum(tf.mul(logs, smoothed)), -1 / logs.shape[0]!);
+    const losses = tf.mul(logs, smoothed);
+    if (!weights) return tf.mul(tf.sum(losses), -1 / logs.shape[0]!);
+    const weight = tf.sum(tf.mul(truth, tf.tensor1d([...weights])), 1, true);
+    return tf.mul(tf.sum(tf.mul(losses, weight)), -1 / logs.shape[0]!);
   };
 }
 
 /** max(x, 0) − x·z + log(1 + e^−|x|) */
-function sigmoidCrossEntropy(smoothing: number): Measure {
+function sigmoidCrossEntropy({ smoothing = 0, weights }: LossForm): Measure {
   return (targets, predictions) => {
     const told = tf.cast(tf.reshape(targets, predictions.shape), 'float32');
     const z = smoothing === 0 ? told : tf.add(tf.mul(told, 1 - smoothing), smoothing / 2);
     const rest = tf.log1p(tf.exp(tf.neg(tf.abs(predictions))));
-    return tf.mean(tf.add(tf.sub(tf.relu(predictions), tf.mul(predictions, z)), rest));
+    const losses = tf.add(tf.sub(tf.relu(predictions), tf.mul(predictions, z)), rest);
+    if (!weights) return tf.mean(losses);
+    const [no, yes] = weights as [number, number];
+    return tf.mean(tf.mul(losses, tf.add(tf.mul(told, yes - no), no)));
   };
 }
 
@@ -91,11 +111,11 @@ const difference: Measure = (targets, predictions) =>
   tf.sub(predictions, tf.cast(tf.reshape(targets, predictions.shape), 'float32'));
 
 /** A built-in loss. */
-export function namedLoss(loss: LossName, data: DataShape, smoothing = 0): Measure {
+export function namedLoss(loss: LossName, data: DataShape, form: LossForm = {}): Measure {
   // It takes logits, so that nothing overflows.
-  if (loss === 'softmaxCrossEntropy') return crossEntropyOf(tf.logSoftmax, data, smoothing);
-  if (loss === 'negativeLogLikelihood') return crossEntropyOf((logs) => logs, data, smoothing);
-  if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy(smoothing);
+  if (loss === 'softmaxCrossEntropy') return crossEntropyOf(tf.logSoftmax, data, form);
+  if (loss === 'negativeLogLikelihood') return crossEntropyOf((logs) => logs, data, form);
+  if (loss === 'sigmoidCrossEntropy') return sigmoidCrossEntropy(form);
   if (loss === 'meanSquaredError') return (t, p) => tf.mean(tf.square(difference(t, p)));
   return (t, p) => tf.mean(tf.abs(difference(t, p)));
 }

@@ -23,6 +23,7 @@ import type {
 import { encodeRows, type TableRows } from '../shared/rows.ts';
 import { onceEach, Said } from '../shared/said.ts';
 import { isForEvaluations } from './batch.ts';
+import { classWeightsText } from './class-weights.ts';
 import { Client } from './client.ts';
 import type { PreparedData } from './data/examples.ts';
 import { dataSummary, factsOf } from './data/facts.ts';
@@ -312,6 +313,11 @@ class Worker {
       `run ${run}: ${assign.experiment}, ${prepared.source}, ${model.layout.trainableSize} parameters`,
       { run },
     );
+    for (const [name, weights] of Object.entries(model.classWeights)) {
+      const target = name === 'targets' ? '' : ` of '${name}'`;
+      const classes = prepared.train.fields?.[name]?.classes ?? prepared.classes;
+      log(`run ${run}: class weights${target}: ${classWeightsText(weights, classes)}`, { run });
+    }
     if (model.pretrained && experiment.pretrained) {
       log(`run ${run}: ${matchText(model.pretrained, experiment.pretrained.from)}`, { run });
     }

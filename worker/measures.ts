@@ -7,6 +7,7 @@ import type { Experiment, Measure } from './experiment.ts';
 import { isRecord } from './fields.ts';
 import {
   errorMeasureOf,
+  type LossForm,
   lossesOf,
   misclassification,
   namedLoss,
@@ -46,8 +47,12 @@ export interface InnerPartMetric extends Omit<PartMetric, 'each'> {
   readonly each: InnerMeasure;
 }
 
+/** Weights of the classes of each target, as `classWeightsOf` gives them. */
+type Weights = Readonly<Record<string, readonly number[]>>;
+
 /**
  * @param outputShape of one example's predictions; of several outputs, by name.
+ * @param weights training and evaluations have them alike, so that early stopping looks at what training lowers.
  * @throws DownpourError DP_EXPERIMENT_INVALID: a function fails, does not return a number, or compares targets with the
  *   predictions of other examples.
  */
@@ -56,12 +61,13 @@ export async function measuresOf(
   config: Pick<RunConfig, 'hyperparameters'>,
   data: DataShape,
   outputShape: Instance['outputShape'],
+  weights: Weights = {},
 ): Promise<Measures> {
   const smoothing = smoothingOf(experiment, config.hyperparameters);
   const { loss, error, metrics, lossWeights } = experiment;
   const targets = targetsOf(data);
   if (targets.length > 0) {
-    return measuresOfOutputs(experiment, data, outputShape as Shapes2, smoothing);
+    return measuresOfOutputs(experiment, data, outputShape as Shapes2, { smoothing, weights });
   }
   if (isRecord(loss)) lossesOf(experiment, data);
   if (isRecord(error) || lossWeights) {
@@ -76,7 +82,8 @@ export async function measuresOf(
     );
   }
   const one = { loss: loss as OneLoss, error: error as OneError, metrics: metrics as OwnMetrics };
-  return measuresOfOne(one, data, outputShape as readonly number[], smoothing);
+  const form = { smoothing, weights: weights.targets };
+  return measuresOfOne(one, data, outputShape as readonly number[], form);
 }
 
 type OneError = Exclude<Experiment['error'], Readonly<Record<string, unknown>>>;
@@ -94,13 +101,16 @@ async function measuresOfOne(
   { loss: given, error: wanted, metrics = {} }: OneOutput,
   data: DataShape,
   outputShape: readonly number[],
-  smoothing: number,
+  { smoothing = 0, weights }: LossForm,
   where = '',
 ): Promise<Measures> {
   const shapes = { data, outputShape };
   const isOwn = typeof given === 'function';
-  const loss = isOwn ? await ownMeasure(`${where}loss`, given, shapes) : namedLoss(given, data);
-  const trainingLoss = isOwn || smoothing === 0 ? loss : namedLoss(given, data, smoothing);
+  const loss = isOwn
+    ? await ownMeasure(`${where}loss`, given, shapes)
+    : namedLoss(given, data, { weights });
+  const trainingLoss =
+    isOwn || smoothing === 0 ? loss : namedLoss(given, data, { smoothing, weights });
   const error =
     typeof wanted === 'function'
       ? await ownMeasure(`${where}error`, wanted, shapes)
@@ -122,7 +132,7 @@ async function measuresOfOutputs(
   experiment: Experiment,
   data: DataShape,
   outputShapes: Shapes2,
-  smoothing: number,
+  { smoothing, weights }: { readonly smoothing: number; readonly weights: Weights },
 ): Promise<Measures> {
   const { error, metrics = {}, lossWeights = {} } = experiment;
   const targets = targetsOf(data);
@@ -149,7 +159,8 @@ async function measuresOfOutputs(
     const one = { loss, error: asked, metrics: given as OwnMetrics };
     const own = await measuresOfOne(
       ...([one, targetLike(target), outputShapes[name]!] as const),
-      ...([isClasses ? smoothing : 0, `output '${name}': `] as const),
+      ...([{ smoothing: isClasses ? smoothing : 0, weights: weights[name] }] as const),
+      `output '${name}': `,
     );
     parts.push({ name, weight: lossWeights[name] ?? 1, own, counts: isClasses });
     const at = (measure: InnerMeasure): InnerMeasure => {

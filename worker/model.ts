@@ -38,6 +38,7 @@ import { mustBeKeys } from './rows/keys-in-data.ts';
 import { type ModelRows, RowsOnDevice } from './rows/model-rows.ts';
 import type { PlacedMinibatch } from './rows/places.ts';
 import { type LayersModel, type Tensor, tf } from './tf.ts';
+import { classWeightsOf } from './weighted-classes.ts';
 
 /**
  * The user's model as the rest of the worker sees it: flat vectors in, flat vectors out. Tensors do
@@ -92,6 +93,8 @@ export interface Model {
   freeze(groups: readonly string[]): boolean;
   /** What `measure` has as the error. */
   readonly errorMeasure: ErrorMeasure;
+  /** How much an example of each class counts in the loss, by target; `targets` is the name of the one without. */
+  readonly classWeights: Readonly<Record<string, readonly number[]>>;
   /** Which initial parameters come from the file of `pretrained`; null: none. */
   readonly pretrained: PretrainedMatch | null;
   /** The layers of that file, for the facts of a run; null: there are none, or they are too long. */
@@ -194,14 +197,16 @@ export async function buildModel(
     const frozen = frozenAt(groups, 0);
     const layout = layoutWhile(specs, groups, frozen, trainsRows(config));
     const { objective } = experiment;
+    // Without examples nothing is measured, so that no class counts.
+    const hasExamples = 'transform' in prepared && prepared.train.count > 0;
+    const weights = hasExamples ? classWeightsOf(experiment, prepared, data) : {};
     const measures = objective
       ? null
-      : await measuresOf(experiment, config, data, instance.outputShape);
+      : await measuresOf(experiment, config, data, instance.outputShape, weights);
     let trial: ObjectiveTrial = { hasError: false, givesGradients: false };
     const call = { objective: objective!, hyperparameters, instance };
-    const isEmpty = !('transform' in prepared && prepared.train.count > 0);
-    if (objective && isEmpty) trial = tryObjective(call, data, () => null);
-    if ('transform' in prepared && prepared.train.count > 0) {
+    if (objective && !hasExamples) trial = tryObjective(call, data, () => null);
+    if (hasExamples) {
       const examples = spreadRows(prepared.train.count);
       const sample = await collect(prepared, 'train', examples);
       if (instance.layersModel) mustBeIds(instance.layersModel, prepared);
@@ -241,6 +246,7 @@ export async function buildModel(
       goal,
       hasOthers: objective !== undefined || isForeign,
       errorMeasure,
+      classWeights: weights,
       record: record && isTried,
     });
   } catch (cause) {
@@ -283,6 +289,7 @@ interface BuiltModelOptions {
   /** Code of others takes part in a step: an objective, a layer, a loss, a function of variables. */
   readonly hasOthers: boolean;
   readonly errorMeasure: ErrorMeasure;
+  readonly classWeights: Model['classWeights'];
   /** Whether steps are tried as a graph. */
   readonly record: boolean;
 }
@@ -301,6 +308,7 @@ class BuiltModel implements Model {
   } | null = null;
   #layout: Layout;
   readonly errorMeasure: ErrorMeasure;
+  readonly classWeights: Model['classWeights'];
   readonly #build: (seed: number) => Promise<Instance>;
   readonly #changes: BuiltModelOptions['changes'];
   readonly #given: DataShape;
@@ -322,6 +330,7 @@ class BuiltModel implements Model {
     this.#trainsRows = options.trainsRows;
     this.#rows = options.rows;
     this.errorMeasure = options.errorMeasure;
+    this.classWeights = options.classWeights;
     this.#build = options.build;
     this.#instance = instance;
     this.#changes = options.changes;

@@ -2,6 +2,7 @@ import type { RunConfig } from '../shared/config.ts';
 import type { DataFacts } from '../shared/data-facts.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 import { watch } from './browser/needs.ts';
+import { needsClassCounts } from './class-weights.ts';
 import type { ExperimentData, PreparedData, PrepareOptions } from './data/examples.ts';
 import { dataOf } from './data/given.ts';
 import { roundedColumns, roundedText } from './data/precision.ts';
@@ -87,6 +88,8 @@ export function prepareOptions(experiment: Experiment, config: RunConfig): Prepa
     ? Object.fromEntries(Object.entries(given).map(([name, loss]) => [name, nameOf(loss)]))
     : {};
   const targetsOptional = experiment.objective !== undefined;
-  const targets = { loss: nameOf(given), losses, targetsOptional };
+  // Only where it is needed: what was found in sources is kept under the options.
+  const counted = needsClassCounts(experiment.classWeights) ? { countClasses: true as const } : {};
+  const targets = { loss: nameOf(given), losses, targetsOptional, ...counted };
   return { seed, splitSeed, ...parts, standardise: experiment.standardise ?? 'none', ...targets };
 }

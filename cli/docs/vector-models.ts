@@ -55,7 +55,7 @@ function lossVectors() {
         const told = tf.tensor2d(predictions.map((row) => [...row]));
         return shorter(measure(truth, told).dataSync()[0]!);
       });
-    const value = measured(namedLoss(loss, shape, labelSmoothing));
+    const value = measured(namedLoss(loss, shape, { smoothing: labelSmoothing }));
     const outputShape = [predictions[0]!.length];
     const experiment = { loss } as Experiment;
     const counts = errorMeasureOf(experiment) === 'misclassification';

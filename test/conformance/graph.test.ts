@@ -24,6 +24,7 @@ interface Case {
   readonly model: Experiment['model'];
   readonly loss?: Experiment['loss'];
   readonly labelSmoothing?: number;
+  readonly classWeights?: 'balanced';
   readonly record?: boolean;
   readonly inputShape?: readonly number[];
   readonly classCount?: number | null;
@@ -241,6 +242,7 @@ const CASES: Readonly<Record<string, Case>> = {
     inputShape: [5, 4, 2],
   },
   'labels that are smoothed': { model: dense, labelSmoothing: 0.1 },
+  'classes that have weights': { model: dense, classWeights: 'balanced' },
   'logarithms of probabilities': {
     model: ({ tf, inputShape, classCount }) =>
       tf.sequential({
@@ -379,8 +381,11 @@ describe.skipIf(!installed)('a recorded step (needs: downpour engine install)', 
     };
     const loss = each.loss ?? (prepared.classCount ? 'softmaxCrossEntropy' : 'meanSquaredError');
     const before = tf.memory().numTensors;
-    const { labelSmoothing = 0, record } = each;
-    const asked = record === undefined ? {} : { record };
+    const { labelSmoothing = 0, classWeights, record } = each;
+    const asked = {
+      ...(record !== undefined && { record }),
+      ...(classWeights && { classWeights }),
+    };
     const experiment = { data, model: each.model, loss, labelSmoothing, ...asked };
     const model = await compare(experiment, prepared);
     expect(model.execution).toMatch(each.execution ?? /^graph$/);

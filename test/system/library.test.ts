@@ -288,7 +288,7 @@ describe('trainOn', () => {
   test('names its own options where one is unknown', async () => {
     const data = { inputs: [[0]], targets: [[0]] };
     for (const [wrong, says] of [
-      [{ classWeight: { 0: 2 } }, /^trainOn has no option 'classWeight'; .*epochs, batchSize/],
+      [{ sampleWeight: [2] }, /^trainOn has no option 'sampleWeight'; .*epochs, batchSize/],
       [{ epoch: 3 }, /did you mean 'epochs'/],
     ] as const) {
       await expect(trainOn(compiled(), data, wrong as never)).rejects.toThrow(says);
@@ -319,6 +319,31 @@ describe('trainOn', () => {
     // What it refuses is refused before the signal is looked at.
     const signal = AbortSignal.abort(new Error('not today'));
     await expect(trainOn(model, data, options({ signal }))).rejects.toThrow('not today');
+  });
+
+  test('classWeight of model.fit weighs the classes', async () => {
+    // All 200 examples look alike, and 20 are of class 1: it is answered only if it counts more.
+    const count = 200;
+    const data = {
+      inputs: Array.from({ length: count }, (_, i) => [(i % 7) / 7]),
+      targets: Array.from({ length: count }, (_, i) => Number(i % 10 === 0)),
+    };
+    const shareOf = async (more: Partial<Parameters<typeof trainOn>[2]>) => {
+      const model = sequential({
+        layers: [layers.dense({ units: 2, inputShape: [1], activation: 'softmax' })],
+      });
+      model.compile({ optimizer: tf.train.sgd(0.5), loss: 'sparseCategoricalCrossentropy' });
+      await trainOn(model, data, options({ epochs: 20, batchSize: 20, workers: 1, ...more }));
+      const told = model.predict(tf.tensor2d([[0.5]])) as tf.Tensor;
+      return (await told.data())[1]!;
+    };
+    expect(await shareOf({})).toBeLessThan(0.25);
+    // n / (k nᶜ) is 0.56 and 5.
+    expect(await shareOf({ classWeight: 'balanced' })).toBeGreaterThan(0.35);
+    expect(await shareOf({ classWeight: { 0: 1, 1: 90 } })).toBeGreaterThan(0.75);
+    await expect(shareOf({ classWeight: { 2: 5 } })).rejects.toThrow(
+      /classWeights has the class "2", which the data do not have; allowed: 0 to 1/,
+    );
   });
 
   test('trains on the numbers that model.fit takes: booleans are 0 and 1, and bytes are refused', async () => {

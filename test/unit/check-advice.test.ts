@@ -8,7 +8,12 @@ import type { TinyResult, TinySettings } from '../../study/tiny.ts';
 import { checkExperiment } from '../../worker/check/check.ts';
 import { checkData } from '../../worker/check/data.ts';
 import type { Finding } from '../../worker/check/finding.ts';
-import { checkOutput, type InitialLoss, judgeInitialLoss } from '../../worker/check/model.ts';
+import {
+  checkOutput,
+  guessesOf,
+  type InitialLoss,
+  judgeInitialLoss,
+} from '../../worker/check/model.ts';
 import { judgeThroughput } from '../../worker/check/throughput.ts';
 import {
   checkDirection,
@@ -196,6 +201,12 @@ describe('the loss before training', () => {
     // 99 to 1: a guess that knows as much costs 0.056.
     const priors = -(0.99 * Math.log(0.99) + 0.01 * Math.log(0.01));
     expect(judgeInitialLoss(given({ priors }, 0.057)).verdict).toBe('ok');
+    // Balanced weights make these frequencies equal, and other weights make all losses as much larger.
+    const weighed = guessesOf([0.99, 0.01], [1 / 1.98, 50]);
+    expect(weighed.priors).toBeCloseTo(Math.LN2, 10);
+    expect(judgeInitialLoss(given(weighed, 0.057)).verdict).toBe('problem');
+    expect(judgeInitialLoss(given(guessesOf([0.5, 0.5], [10, 10]), 6.93)).verdict).toBe('ok');
+    expect(judgeInitialLoss(given(guessesOf([0.5, 0.5], undefined), 6.93)).verdict).toBe('problem');
     expect(judgeInitialLoss(given({}, 0.057)).verdict).toBe('problem');
     expect(judgeInitialLoss(given({ priors }, 0.001)).verdict).toBe('problem');
   });

@@ -74,6 +74,16 @@ describe('classes', () => {
     const rare = labelled(Array.from({ length: 900 }, (_, i) => (i % 100 === 0 ? 2 : i % 2)));
     expect(findingsOf(rare).classes).toMatchObject({ verdict: 'advice' });
     expect(findingsOf(rare).classes!.text).toContain('look at each class');
+    const nextOf = (data: ExperimentData, isWeighed: boolean | null) => {
+      const found = checkData(prepareData(data, options), null, undefined, isWeighed);
+      return found.find(({ check }) => check === 'classes')!.next;
+    };
+    expect(nextOf(rare, false)).toContain("set classWeights: 'balanced'");
+    // They have weights, or the loss cannot have any.
+    expect(nextOf(rare, true)).not.toContain('classWeights');
+    expect(nextOf(rare, null)).not.toContain('classWeights');
+    const even = labelled(Array.from({ length: 300 }, (_, i) => i % 3));
+    expect(nextOf(even, false)).toBeNull();
     const missing = labelled(Array.from({ length: 300 }, (_, i) => i % 2));
     expect(findingsOf(missing).classes!.text).toContain('1 class has no training example');
     expect(

@@ -2,6 +2,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import type { Layout } from '../../shared/layout.ts';
 import { isPlain, type PreparedData } from '../data/examples.ts';
 import type { Experiment } from '../experiment.ts';
+import { canWeighClasses } from '../losses.ts';
 import { buildModel } from '../model.ts';
 import { checkData, type ExampleCounts, embeddingRows } from './data.ts';
 import { type Finding, finding } from './finding.ts';
@@ -34,13 +35,14 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
     findings.push(...found);
     for (const each of found) onFinding?.(each);
   };
+  const isWeighed = canWeighClasses(experiment) ? experiment.classWeights !== undefined : null;
   // Not recorded: single steps of many shapes, each once.
   const model = await buildModel(experiment, config, prepared, { record: false }).catch(
     (error: unknown) => {
       // What is wrong with the data may be why.
       tell(
         isPlain(prepared.train)
-          ? [...checkData(prepared, null, counts), ...checkTargets(prepared)]
+          ? [...checkData(prepared, null, counts, isWeighed), ...checkTargets(prepared)]
           : [],
       );
       throw error;
@@ -52,7 +54,7 @@ export async function checkExperiment(options: CheckOptions): Promise<Finding[]>
     const embedding = embeddingRows(model);
     tell(
       isPlain(prepared.train)
-        ? [...checkData(prepared, embedding, counts), ...checkTargets(prepared)]
+        ? [...checkData(prepared, embedding, counts, isWeighed), ...checkTargets(prepared)]
         : [notPlain(prepared)],
     );
     tell(await checkModel({ experiment, prepared, config, rows: own.rows }, model));

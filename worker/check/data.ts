@@ -16,16 +16,20 @@ const HUMAN = 10_000_000;
 /** Below so many examples a hold-out part is small (§5.3.1). */
 const HOLD_OUT = 100_000;
 
-/** @param embedding rows of the model's embedding; null: it has none. */
+/**
+ * @param embedding rows of the model's embedding; null: it has none.
+ * @param isWeighed whether the loss weighs the classes; null: it cannot.
+ */
 export function checkData(
   prepared: PreparedData,
   embedding: number | null = null,
   counts: ExampleCounts = countsOf(prepared),
+  isWeighed: boolean | null = null,
 ): Finding[] {
   const classes = exampleClasses(prepared);
   return [
     embedding === null ? checkScale(prepared) : checkIds(prepared, embedding),
-    ...(classes ? [checkClasses(classes, prepared.classCount!)] : []),
+    ...(classes ? [checkClasses(classes, prepared.classCount!, isWeighed)] : []),
     checkCount(counts, classes),
     checkDuplicates(prepared),
     ...(classes ? [checkLabels(prepared, classes, embedding !== null)] : []),
@@ -133,7 +137,7 @@ function checkIds({ train }: PreparedData, embedding: number): Finding {
   return finding('scale', 'ok', text, null, { low, high, embedding, whole });
 }
 
-function checkClasses(classes: Int32Array, classCount: number): Finding {
+function checkClasses(classes: Int32Array, classCount: number, isWeighed: boolean | null): Finding {
   const counts = new Array<number>(classCount).fill(0);
   for (const c of classes) counts[c]!++;
   const [fewest, most] = [Math.min(...counts), Math.max(...counts)];
@@ -164,7 +168,7 @@ function checkClasses(classes: Int32Array, classCount: number): Finding {
       'classes',
       'advice',
       `${text} The error alone then says little: look at each class, and at precision and recall (Deep Learning §11.1).`,
-      'gather more of the rare classes; add metrics for each class; use stratified folds (`downpour folds --stratified`)',
+      `gather more of the rare classes; ${isWeighed === false ? "where an error on a rare class costs more, set classWeights: 'balanced'; " : ''}add metrics for each class; use stratified folds (\`downpour folds --stratified\`)`,
       numbers,
     );
   }

@@ -229,7 +229,8 @@ async function checkInitialLoss(
   const sample = sampleOf(prepared, 'train', LOSS_EXAMPLES);
   const measured = await model.measure(sample);
   return judgeInitialLoss({
-    ...{ loss, measured, classCount: prepared.classCount, priors: priorsOf(prepared, loss) },
+    ...{ loss, measured, classCount: prepared.classCount },
+    ...guessesOf(priorsOf(prepared, loss), model.classWeights.targets),
     constant: constantLoss(loss, sample),
   });
 }
@@ -240,19 +241,21 @@ export interface InitialLoss {
   readonly classCount: number | null;
   /** What a guess that knows how frequent each class is costs; null: no classes. */
   readonly priors: number | null;
+  /** What an example counts on average, where classes have weights. */
+  readonly weight?: number;
   /** What the best constant answer costs; null: not known of this loss. */
   readonly constant: number | null;
 }
 
 export function judgeInitialLoss(given: InitialLoss): Finding {
-  const { loss, measured, classCount, priors, constant } = given;
+  const { loss, measured, classCount, priors, constant, weight = 1 } = given;
   const isYesNo = loss === 'sigmoidCrossEntropy';
   // Nobody knows what guessing costs by a loss of the experiment's own.
   const isCross = loss === 'softmaxCrossEntropy' || loss === 'negativeLogLikelihood';
   const expected = isYesNo
-    ? Math.LN2
+    ? weight * Math.LN2
     : isCross && classCount !== null
-      ? Math.log(classCount)
+      ? weight * Math.log(classCount)
       : null;
   const numbers = { loss: measured.loss, error: measured.error, expected, priors, constant };
   const guesses = isYesNo ? 'a guess between two classes' : `${classCount} equally likely classes`;
@@ -309,22 +312,37 @@ export function judgeInitialLoss(given: InitialLoss): Finding {
   );
 }
 
-/** The entropy of the classes' frequencies in the training part, nats. */
-function priorsOf(prepared: PreparedData, loss: Experiment['loss']): number | null {
+/**
+ * The entropy of the classes' frequencies, nats. With weights, frequencies are those of the weighed examples, and all counts
+ * as much as an example does on average.
+ * @param shares of each class.
+ */
+export function guessesOf(
+  shares: readonly number[] | null,
+  weights: readonly number[] | undefined,
+): Pick<InitialLoss, 'priors' | 'weight'> {
+  if (!shares) return { priors: null };
+  const weighed = shares.map((share, c) => share * (weights?.[c] ?? 1));
+  const weight = weighed.reduce((a, b) => a + b, 0);
+  const priors = weighed.reduce((sum, w) => (w > 0 ? sum - w * Math.log(w / weight) : sum), 0);
+  return { priors, weight };
+}
+
+/** The share of each class in the training part; null: there are no classes. */
+function priorsOf(prepared: PreparedData, loss: Experiment['loss']): number[] | null {
   const shares: number[] = [];
   if (loss === 'sigmoidCrossEntropy') {
     const { values } = prepared.train.targets;
     let yes = 0;
     for (let i = 0; i < values.length; i++) yes += values[i]! / values.length;
-    shares.push(yes, 1 - yes);
+    shares.push(1 - yes, yes);
   } else {
     const classes = exampleClasses(prepared);
     if (!classes) return null;
-    const counts = new Map<number, number>();
-    for (const c of classes) counts.set(c, (counts.get(c) ?? 0) + 1);
-    shares.push(...[...counts.values()].map((count) => count / classes.length));
+    shares.push(...new Array<number>(prepared.classCount!).fill(0));
+    for (const c of classes) shares[c]! += 1 / classes.length;
   }
-  return shares.reduce((sum, p) => (p > 0 ? sum - p * Math.log(p) : sum), 0);
+  return shares;
 }
 
 /** What answering the mean (median) of the targets costs; null for other losses. */

@@ -76,7 +76,9 @@ export async function checkTraining(options: TrialOptions): Promise<Finding[]> {
   const { prepared, model } = options;
   return [
     checkProgress(trained, options.config.learningRate),
-    checkDirection(trained, model.errorMeasure, majorityOf(prepared)),
+    Object.keys(model.classWeights).length > 0
+      ? weighed(trained)
+      : checkDirection(trained, model.errorMeasure, majorityOf(prepared)),
     checkRatios(trained),
     trained.examples.training < MODES_MIN
       ? tooFew('modes', 'training mode from evaluation mode', trained.examples.training, MODES_MIN)
@@ -264,6 +266,15 @@ function majorityOf(prepared: PreparedData): number | null {
   const counts = new Map<number, number>();
   for (const c of classes) counts.set(c, (counts.get(c) ?? 0) + 1);
   return Math.max(...counts.values()) / classes.length;
+}
+
+/** A loss that weighs rare classes more falls while the share of errors rises, as it should. */
+function weighed({ before, after }: ShortTraining): Finding {
+  const text = `The loss went from ${short(before.loss)} to ${short(after.loss)}, the error on the same examples from ${short(before.error)} to ${short(after.error)}. The loss weighs the classes and the error does not, so they are not compared.`;
+  return finding('direction', 'ok', text, null, {
+    loss: [before.loss, after.loss],
+    error: [before.error, after.error],
+  });
 }
 
 /** Does a lower loss mean a lower error? @param majority share of the largest class; null: there are none. */

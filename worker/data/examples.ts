@@ -61,6 +61,8 @@ export interface PreparedData {
   readonly inputNames: readonly string[] | null;
   /** One for each number of an example's target. */
   readonly targetNames: readonly string[] | null;
+  /** How often the training part has each class of each target, where it is read from a source and was asked for. */
+  readonly classCounts?: Readonly<Record<string, readonly number[]>>;
   readonly transform: InputTransform;
   /** The same for each field that is an input. */
   readonly transforms?: Readonly<Record<string, InputTransform>>;
@@ -93,6 +95,8 @@ export interface PrepareOptions {
   readonly losses?: Readonly<Record<string, string | null>>;
   /** There need be no targets: an objective is given the fields that there are. */
   readonly targetsOptional?: boolean;
+  /** Counts the classes of sources; arrays are counted when it is needed. */
+  readonly countClasses?: true;
 }
 
 /** Rows of a part, ready for a tensor. `inputShape` and `targetShape` are of one example. */

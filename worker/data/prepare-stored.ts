@@ -1,17 +1,18 @@
 import { dataDigest } from '../../shared/digest.ts';
 import { errorText } from '../../shared/errors.ts';
+import { addClassCounts } from '../class-weights.ts';
 import { keepResult, recallResult } from '../kept.ts';
 import { isFloat, rowSize } from './columns.ts';
 import type { Examples, ExperimentData, PreparedData, PrepareOptions } from './examples.ts';
 import { viewOf } from './fields.ts';
 import { Measured, type MeasuredInputs, type ReadingOptions } from './measured.ts';
 import { partsOf } from './parts.ts';
-import { allStored, headsOf, mustHaveOneType } from './pieces.ts';
+import { allStored, columnNamed, headsOf, mustHaveOneType, readPieces } from './pieces.ts';
 import { checkedData, prepareData, preparedFrom } from './prepare-data.ts';
 import type { ExampleSource } from './source.ts';
 import { ReadProgress } from './sources/read-progress.ts';
 import { split, stratifiedClasses } from './split.ts';
-import { mustVaryAsSeen, type Survey, survey, surveyed, targetsOf } from './survey.ts';
+import { mustVaryAsSeen, type Survey, survey, surveyed, type Target, targetsOf } from './survey.ts';
 
 /** The same as `prepareData`, of data that are read piece by piece: to the bit, but for the fingerprint. */
 
@@ -75,10 +76,38 @@ async function prepareStored(
     measures = await measured.finish(parts, seen, isMeasured);
     kept(measuresKey, measures, log);
   }
-  return preparedFrom(data, {
+  const prepared = preparedFrom(data, {
     ...{ ...parts, rows, raw: seen.fingerprint },
     ...measured.transforms(measures),
   });
+  if (!options.countClasses) return prepared;
+  const countsKey = keyOf(like, ['class counts', seen.fingerprint, how]);
+  let classCounts = recalled<ClassCounts>(countsKey);
+  if (!classCounts) {
+    classCounts = await countClasses(train, targets, signal);
+    kept(countsKey, classCounts, log);
+  }
+  return { ...prepared, classCounts };
+}
+
+type ClassCounts = NonNullable<PreparedData['classCounts']>;
+
+/** How often each class is in a part, of all targets that have classes. */
+async function countClasses(
+  part: Examples,
+  targets: readonly Target[],
+  signal: AbortSignal | undefined,
+): Promise<ClassCounts> {
+  const counted = targets.flatMap(({ name, loss, classCount }) => {
+    const classes = loss === 'sigmoidCrossEntropy' ? 2 : classCount;
+    return classes ? [{ name, loss, counts: new Array<number>(classes).fill(0) }] : [];
+  });
+  for await (const piece of readPieces(part, signal)) {
+    for (const { name, loss, counts } of counted) {
+      addClassCounts(counts, columnNamed(piece, name), loss);
+    }
+  }
+  return Object.fromEntries(counted.map(({ name, counts }) => [name, counts]));
 }
 
 const digestOf = (value: unknown) =>
