@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { ownerOf } from '../server/store/owner-address.ts';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
-import { clientOf, DEFAULT_HOST, DEFAULT_PORT, type ServerOptions } from './options.ts';
+import { clientOf, DEFAULT_HOST, DEFAULT_PORT, type ServerOptions, tell } from './options.ts';
 import { studyNamed } from './trained/trials.ts';
 
 /** A server that a command talks to: one that runs already, or its own on a state folder. */
@@ -61,6 +61,8 @@ export interface TrainServerOptions extends ServerOptions {
 /** How long a server that has taken the folder may need before it listens. */
 const BEGIN_MS = 20_000;
 const LOOK_MS = 250;
+/** After which a wait is told. */
+const TELL_MS = 1_000;
 
 /**
  * The server of a command that trains: the one at `--server`; else the one that runs on the state folder; else its own.
@@ -73,15 +75,30 @@ export async function openTrainServer(
 ): Promise<UsedServer> {
   if (options.server !== undefined) return running(options, options.server);
   const { state, port } = options;
-  for (const since = performance.now(); ; await delay(LOOK_MS)) {
+  return withFolder(state, async () => {
     const url = await urlOfFolder(state);
-    if (url !== null) return shareAt(options, url, log);
+    return url === null ? startOwnServer({ state, port, log }) : shareAt(options, url, log);
+  });
+}
+
+/**
+ * Tries again while the folder is held by a server that has no address yet: it belongs to a command of the same moment, or
+ * reads large checkpoints, and listens soon. The app of a program says that it has none.
+ */
+async function withFolder<T>(state: string, attempt: () => Promise<T>): Promise<T> {
+  let isTold = false;
+  for (const began = performance.now(); ; await delay(LOOK_MS)) {
     try {
-      return await startOwnServer({ state, port, log });
+      return await attempt();
     } catch (error) {
-      // Another command may have begun in the same moment, and its server listens soon.
-      const isEarly = errorCode(error) === 'DP_STATE_LOCKED';
-      if (!isEarly || performance.now() - since > BEGIN_MS) throw error;
+      const waitedMs = performance.now() - began;
+      if (errorCode(error) !== 'DP_STATE_LOCKED' || waitedMs > BEGIN_MS) throw error;
+      const owner = await ownerOf(state);
+      if (owner.kind !== 'held') continue;
+      if (owner.address?.url === null) throw error;
+      if (isTold || waitedMs < TELL_MS) continue;
+      isTold = true;
+      tell(`waiting for the server of ${state}, ${owner.by}, to listen`);
     }
   }
 }
@@ -196,8 +213,12 @@ export async function openUsedServer(
   options: UsedServerOptions,
   ownToo = true,
 ): Promise<UsedServer> {
-  const { state, run } = options;
   if (options.server !== undefined) return running(options);
+  return withFolder(options.state, () => serverOfFolder(options, ownToo));
+}
+
+async function serverOfFolder(options: UsedServerOptions, ownToo: boolean): Promise<UsedServer> {
+  const { state, run } = options;
   if (options.stateGiven && !existsSync(state)) {
     throw new DownpourError(
       'DP_USAGE',

@@ -473,15 +473,12 @@ class ActiveServer {
       join: this.#options.join ?? null,
       log,
     };
-    if (mount) {
-      await mount(app);
-      return '';
-    }
-    this.#port = await openPort(app, { host, port, localSocket });
-    const { url } = this.#port;
+    if (mount) await mount(app);
+    else this.#port = await openPort(app, { host, port, localSocket });
+    const url = this.#port?.url ?? null;
     const { endsWithCommand = false } = this.#options;
     await noteAddress(state, { token: this.#lease.token, url, endsWithCommand }, log);
-    return url;
+    return url ?? '';
   }
 
   /**

@@ -15,7 +15,8 @@ const FILE = 'address.json';
 const AddressSchema = Type.Object({
   /** The token of the owner that listens there. */
   token: Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER }),
-  url: Type.String({ pattern: '^https?://', maxLength: 500 }),
+  /** Null: it is the app of a program, and listens where that program says. */
+  url: Type.Union([Type.String({ pattern: '^https?://', maxLength: 500 }), Type.Null()]),
   /** The server belongs to a command such as `train`, and ends with it. */
   endsWithCommand: Type.Boolean(),
 });
@@ -27,6 +28,7 @@ export async function noteAddress(state: string, address: OwnerAddress, log: Log
   try {
     await writeSealed(join(state, OWNER_FOLDER), FILE, address);
   } catch (error) {
+    if (address.url === null) return;
     log(
       `commands in ${state} do not find this server by themselves, name it by --server ${address.url}: ${errorText(error)}`,
       { level: 'warn', code: errorCode(error) },
@@ -36,13 +38,15 @@ export async function noteAddress(state: string, address: OwnerAddress, log: Log
 
 /**
  * Who owns a state folder now. `free`: nobody, or a process of this machine that has ended. `held` without an address: its
- * server does not listen yet, belongs to the app of a program, or is of an older release.
+ * server does not listen yet, or is of an older release.
  */
-export async function ownerOf(
-  state: string,
-): Promise<
+export async function ownerOf(state: string): Promise<
   | { readonly kind: 'free' }
-  | { readonly kind: 'held'; readonly address: OwnerAddress | null; readonly by: string }
+  | {
+      readonly kind: 'held';
+      readonly address: OwnerAddress | null;
+      readonly by: string;
+    }
 > {
   const folder = join(state, OWNER_FOLDER);
   const token = await newestToken(folder);

@@ -7,6 +7,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { WebSocket } from 'ws';
 import { downpour } from '../../library/server.ts';
 import { train } from '../../library/train.ts';
+import { ownerOf } from '../../server/store/owner-address.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
 import { defineExperiment } from '../../worker/experiment.ts';
 
@@ -56,6 +57,8 @@ describe('a parameter server in an app', () => {
     });
     expect(result.run.phase).toBe('finished');
     expect(await (await fetch(url)).text()).toBe('home');
+    // Commands in its folder need not wait for an address.
+    expect(await ownerOf(state)).toMatchObject({ kind: 'held', address: { url: null } });
     expect(lines.join('')).toMatch(/waiting → training/);
     await app.close();
     // Its state is free again.

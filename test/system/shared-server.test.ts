@@ -1,10 +1,17 @@
-import { readdir } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import { openTrainServer, openUsedServer, urlOfFolder } from '../../cli/used-server.ts';
+import {
+  openTrainServer,
+  openUsedServer,
+  startOwnServer,
+  urlOfFolder,
+} from '../../cli/used-server.ts';
 import { serve } from '../../server/main.ts';
-import { ownerOf } from '../../server/store/owner-address.ts';
+import { OWNER_FOLDER, takeFolder } from '../../server/store/folder-lock.ts';
+import { noteAddress, ownerOf } from '../../server/store/owner-address.ts';
 import { ProtocolWorker } from '../support/protocol-worker.ts';
 import { createProblem } from '../support/regression.ts';
 import { useStateFolder } from '../support/state-folder.ts';
@@ -59,7 +66,8 @@ test('a second command uses it, and goes on when the first one ends', async () =
     .poll(() => second!.client.run('b').catch(() => null), { timeout: 60_000 })
     .toMatchObject({ step: 3, stepsLost: 0 });
   expect(await idsOf(second!)).toEqual(['a', 'b']);
-  expect(await urlOfFolder(state)).toBe(url);
+  // It answers before its address is on disk.
+  await expect.poll(() => urlOfFolder(state)).toBe(url);
   await second!.close();
   expect(await urlOfFolder(state)).toBe(null);
   const own = await named();
@@ -86,6 +94,29 @@ test('a server with tokens is used with an operator’s, and not replaced when i
   controller.abort();
   await serving.closed;
   expect(await ownerOf(state)).toEqual({ kind: 'free' });
+});
+
+test('a server that has the folder and does not listen yet is waited for, one of a program’s app is not', async () => {
+  const elsewhere = await startOwnServer({ state: join(state, '.elsewhere'), port: 0 });
+  cleanUps.push(() => elsewhere.close());
+  const now = new Date().toISOString();
+  const token = await takeFolder(join(state, OWNER_FOLDER), {
+    ...{ owner: 'other', ttlMs: 60_000, since: now },
+  });
+  const note = (address: string | null) =>
+    noteAddress(state, { token, url: address, endsWithCommand: false }, () => {});
+  await note(null);
+  await expect(named()).rejects.toMatchObject({ code: 'DP_STATE_LOCKED' });
+  await expect(open()).rejects.toMatchObject({ code: 'DP_STATE_LOCKED' });
+  await rm(join(state, OWNER_FOLDER, 'address.json'));
+  const finding = Promise.all([named(), open()]);
+  // Both have looked, and each would have been refused.
+  await delay(600);
+  const { url } = elsewhere.client;
+  await note(url);
+  for (const { client, state: own } of await finding) {
+    expect([client.url, own]).toEqual([url, null]);
+  }
 });
 
 test('the address of an earlier server is not believed', async () => {
