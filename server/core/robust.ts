@@ -181,8 +181,11 @@ export class Robust {
  * it has. A name counts for one token: what another one's worker does under it is not held against this one.
  */
 function nameOf(worker: string): string {
-  const [name, , token] = worker.split('/');
-  return token === undefined ? name! : `${name}/${token}`;
+  // For each push: `split` takes twice as long.
+  const end = worker.indexOf('/');
+  if (end === -1) return worker;
+  const token = worker.indexOf('/', end + 1);
+  return token === -1 ? worker.slice(0, end) : worker.slice(0, end) + worker.slice(token);
 }
 
 function push<T>(window: T[], value: T): void {

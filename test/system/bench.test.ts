@@ -19,8 +19,8 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-function start(args: readonly string[]) {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'bench/main.ts', ...args], {
+function start(args: readonly string[], program = 'bench/main.ts') {
+  const child = spawn(process.execPath, ['--import', 'tsx', program, ...args], {
     cwd: ROOT,
     env: { ...process.env, TMPDIR: folder, DOWNPOUR_BENCH_PROGRAM: inject('program') },
     stdio: ['ignore', 'pipe', 'pipe'],
@@ -86,6 +86,37 @@ test('a question that there is not is refused with those that there are', async 
   expect(code).toBe(2);
   expect(stdout).toBe('');
   expect(stderr).toMatch(/^error DP_USAGE: there is no 'exchang'.*exchange/);
+});
+
+test('two checkouts by turns: a row with its interval, and of no other rows', async () => {
+  const args = [
+    ROOT,
+    '1 KB, 1 workers',
+    'unix',
+    '--rounds',
+    '2',
+    '--pairs',
+    '1',
+    '--seconds',
+    '0.1',
+  ];
+  const { code, stdout, stderr } = await start(args, 'bench/against.ts').closed;
+  expect(code, stderr).toBe(0);
+  const [, , row, ...rest] = stdout.split('\n');
+  const [what, ...ratios] = row!.split('|').slice(1, -1);
+  expect(what).toContain('exchange 1 KB, 1 workers, unix');
+  const [speed, low, high, cpu, rate] = ratios.map((cell) => Number(cell.replace(',', '')));
+  expect(low).toBeLessThanOrEqual(speed!);
+  expect(high).toBeGreaterThanOrEqual(speed!);
+  for (const number of [cpu, rate]) expect(number).toBeGreaterThan(0);
+  expect(rest.join('\n')).not.toContain('exchange');
+  expect(leftovers()).toEqual([]);
+});
+
+test('a comparison with a folder that has no benchmarks is refused', async () => {
+  const { code, stderr } = await start([folder], 'bench/against.ts').closed;
+  expect(code).toBe(2);
+  expect(stderr).toContain(`${folder} has no benchmarks of the project; npx tsx bench/against.ts`);
 });
 
 function childrenOf(pid: number): number[] {
