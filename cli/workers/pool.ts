@@ -18,7 +18,7 @@ const STEADY_MS = 60_000;
 const CRASHES_MAX = 5;
 /** Lines that Node writes around an error that nobody caught, and empty ones: the error says more. */
 const ABOUT_CRASH = /^(\s*|\s+at .*|\s*\^+|Node\.js v[\d.]+)$/;
-/** How long workers may take to hand back their leases. */
+/** See `leaveMs`. */
 const LEAVE_MS = 1_000;
 
 /** What a worker process says to the process that started it. */
@@ -47,6 +47,8 @@ export interface PoolOptions {
   /** Instead of bin/downpour.js. */
   readonly program?: string;
   readonly backoffMs?: { readonly first: number; readonly last: number };
+  /** How long workers may take to hand back their leases. Default: a second. */
+  readonly leaveMs?: number;
 }
 
 export interface Pool {
@@ -98,7 +100,7 @@ export function startPool(options: PoolOptions): Pool {
     async stop() {
       stopping.abort();
       for (const child of living) child.kill('SIGTERM');
-      const timer = setTimeout(killAll, LEAVE_MS);
+      const timer = setTimeout(killAll, options.leaveMs ?? LEAVE_MS);
       await ended;
       clearTimeout(timer);
       process.off('exit', killAll);

@@ -177,8 +177,15 @@ describe.skipIf(missing)(
       const victim = workers.shift()!;
       victim.child.kill('SIGKILL');
       expect(await victim.end).toBe('SIGKILL');
+      await atStep('digits', (await client.run('digits')).step + 30);
+      // It takes as long to start as the run does: so long the run stands still.
+      await client.stop('digits');
       const late = start('worker');
       workers.push(late);
+      await until('the late worker is there', async () => {
+        return (await client.status()).workers.find(ofProcess(late))?.state === 'idle';
+      });
+      await client.resume('digits');
       await until('the late worker has trained', async () => {
         const seen = (await client.workers('digits')).find(ofProcess(late));
         return seen!.pushes.applied > 0;

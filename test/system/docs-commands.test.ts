@@ -13,6 +13,7 @@ import { type Addresses, createAddresses, namespacesMissing } from '../support/a
 import { createAuthority } from '../support/certificates.ts';
 import { ROOT } from '../support/deployment.ts';
 import { copyDigits, PAGES, STUDY_PAGES } from '../support/pages.ts';
+import { until } from '../support/until.ts';
 
 // Every line of every shell block in the documentation is run by bash, one page after the other, in a network of
 // its own that has the addresses which the pages name, on a few real digits. What is not run is named in
@@ -68,7 +69,7 @@ describe.skipIf(missing)(
     beforeEach(async () => {
       const bind = ['--bind', '192.0.2.9', '192.0.2.10', '--protected-mode', 'no', '--save', ''];
       const redis = start('redis-server', [...bind, '--dir', home]);
-      await expect.poll(redis.text, PATIENCE).toContain('Ready to accept connections');
+      await until('Redis answers', () => /Ready to accept connections/.test(redis.text()));
     });
     afterEach(killAll);
     afterAll(() => {

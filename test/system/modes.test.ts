@@ -90,7 +90,7 @@ describe.skipIf(sharedData() === null)('worker processes', () => {
         await until(40);
         workers.get('a')!.kill();
         hire('d');
-        await until(120);
+        const early = await until(120);
         await server.kill();
         server = await startServerProcess(state, port, ['--push-log', pushLog]);
         await until(200);
@@ -105,7 +105,8 @@ describe.skipIf(sharedData() === null)('worker processes', () => {
         const { staleness, step } = run;
         const isEach = consistency.mode === 'bounded' || consistency.mode === 'async';
         if (isEach) expect(step).toBe(pushes);
-        else expect(step).toBeLessThan(pushes * 0.75);
+        // Later one may be alone for a while: the first that has found the server again.
+        else expect(early.step).toBeLessThan((early.examples / 32) * 0.75);
         if (consistency.mode === 'synchronous' || consistency.mode === 'backup') {
           expect(staleness!.max).toBe(0);
         }

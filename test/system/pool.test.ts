@@ -140,7 +140,7 @@ test('stop asks workers to end and waits for them', async () => {
       });
       console.log('ready');
       stay();`,
-      { log: done },
+      { log: done, leaveMs: 60_000 },
     );
   });
   expect(await ready).toBe('worker-1: ready');

@@ -8,6 +8,7 @@ import { parse } from 'yaml';
 import { openEngine } from '../../worker/engine.ts';
 import { freePort } from '../redis-server.ts';
 import { Cluster, FIXTURES } from '../support/cluster.ts';
+import { until } from '../support/until.ts';
 
 /** `/metrics` of a real training, as a real Prometheus reads it, and what is made of it in Grafana. */
 
@@ -62,14 +63,14 @@ beforeAll(async () => {
   // It has nothing to do, and stays.
   const waiting = cluster.work('cars', 'waiting', { once: false, run: null });
   waiting.done.catch(() => {});
-  const states = async () => {
+  await until('one worker has gone and the other one waits', async () => {
     const { workers } = await cluster.client.status();
-    return Object.fromEntries(workers.map(({ worker, state }) => [worker, state]));
-  };
-  await expect.poll(states).toEqual({ first: 'gone', waiting: 'idle' });
-  // Written a moment after the run has ended.
-  const kinds = async () => (await cluster.client.checkpoints('cars')).map(({ kind }) => kind);
-  await expect.poll(kinds).toContain('final');
+    const connected = workers.filter(({ state }) => state !== 'gone');
+    return connected.length === 1 && connected[0]!.state === 'idle';
+  });
+  await until('all is written', async () =>
+    (await cluster.client.checkpoints('cars')).some(({ kind }) => kind === 'final'),
+  );
   page = await scrape();
   names = new Set([...page.matchAll(/^# TYPE (\S+) /gm)].map(([, name]) => name!));
 });

@@ -226,7 +226,9 @@ describe('in a run', () => {
   it('beside Node, killed in the midst: each example counts once an epoch', async () => {
     const epochsMax = 20;
     const data = await fewDigits();
-    await cluster.createRun('shared', FILE, { ...SMALL, epochsMax });
+    // Neither may be far ahead: each has a share, whichever the machine holds up.
+    const consistency = { mode: 'bounded', aheadMax: 2 } as const;
+    await cluster.createRun('shared', FILE, { ...SMALL, epochsMax, consistency });
     // It is the first: its parameters, layout and fingerprints bind the worker on Node.
     const numpy = work('shared', 'numpy', data);
     await expect.poll(() => appliedBy('shared', 'numpy'), LONG).toBeGreaterThan(10);
