@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { rangesOf } from '../../server/core/shard.ts';
 import { checkShardCommand, type ShardCommand } from '../../server/core/shard-command.ts';
+import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { createLayout } from '../../shared/layout.ts';
 import { partition } from '../../shared/partition.ts';
@@ -282,6 +283,24 @@ describe('what is decided is decided for all parts', () => {
     expect(to).toBe(every === 1 ? 2 : null);
     run.train(() => run.run.step === 4);
     expect(run.run.phase).toBe('training');
+  });
+
+  test('an update of several pushes that overflows on the server leaves none of them on the shards', () => {
+    const trained = (count: number) => {
+      const mode = 'synchronous' as const;
+      const config = { learningRate: 1.5, consistency: { mode }, evaluateEverySteps: 1 };
+      const run = new ShardedRun(count, config, undefined, 2);
+      run.train(() => run.run.step === 2);
+      // It lies in the range of the server.
+      const large = (gradient: Float32Array) => {
+        gradient[0] = 3e38;
+      };
+      for (let i = 0; i < 9 && run.run.summary(0).rollbacks.length === 0; i++) run.act(large);
+      expect(run.run.summary(0).rollbacks).toHaveLength(1);
+      run.train(() => run.run.step === 5);
+      return Buffer.from(bytesOf(run.parameters)).toString('base64');
+    };
+    expect(trained(3)).toBe(trained(1));
   });
 
   test('captures are forgotten when nobody needs them', () => {

@@ -74,6 +74,8 @@ export class RunSteps {
     const factor = norm < given ? norm / given : 1;
     mode!.stepped();
     if (!Number.isFinite(own) || !parameters.update(staged, { limit, factor }, options)) {
+      // The other shards have theirs still.
+      vector.discard();
       this.#giveBack();
       this.#then.diverged(overflowText(this.#inside, fields.step + 1, learningRate, norm));
       return;
