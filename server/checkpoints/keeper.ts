@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { checkpointFolder } from '../../files/checkpoint.ts';
+import { checkpointFolder, removeCheckpoint } from '../../files/checkpoint.ts';
 import { type CheckpointManifest, listCheckpoints } from '../../files/manifest.ts';
 import { eachOf } from '../../shared/each-of.ts';
 import { DownpourError, errorCode, errorText } from '../../shared/errors.ts';
@@ -149,11 +149,34 @@ export class Keeper {
     else await this.#flush(source);
     const { life } = this;
     const { fork, manifest } = await beginFork(source, from, options, { ...this.#options, life });
-    await this.#records.put(fork);
-    this.#options.onWritten?.(manifest);
-    const run = await this.#recovery.recoverOne(recordOf(fork), true);
-    this.#want(run, 'registry');
-    return run;
+    try {
+      await this.#records.put(fork);
+      const run = await this.#recovery.recoverOne(recordOf(fork), true);
+      this.#options.onWritten?.(manifest);
+      this.#want(run, 'registry');
+      return run;
+    } catch (error) {
+      await this.#withdraw(fork, manifest);
+      throw error;
+    }
+  }
+
+  /** There is to be no such run: else it would be there after a restart, or begin in the place of another one of that name. */
+  async #withdraw(fork: Run, { file }: CheckpointManifest): Promise<void> {
+    const { root, store, token, log } = this.#options;
+    const { id } = fork;
+    this.forget(fork);
+    try {
+      // Another server may have a run of that name by now.
+      await store.mayWrite(token);
+      await removeCheckpoint(checkpointFolder(root, id), file);
+      await store.removeRun(token, id);
+    } catch (error) {
+      log(
+        `run ${id} was not made, and what was written of it is still there: ${errorCode(error)} ${errorText(error)}; remove its folder from ${root}`,
+        { level: 'error', run: id, code: errorCode(error) },
+      );
+    }
   }
 
   /** Something of a removed run of this name is still there. */

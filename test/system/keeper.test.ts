@@ -236,6 +236,26 @@ test('a run that could not be registered is none, whatever the store asks for la
   expect(await store.listRuns()).toEqual([]);
 });
 
+test('a fork that could not be registered leaves no run behind', async () => {
+  const source = createRun({}, 'source');
+  const keeper = createKeeper();
+  await keeper.register(source);
+  train(keeper, source, 5);
+  await keeper.saveNow(source);
+  const failure = new DownpourError('DP_STATE_CORRUPT', 'something else is in its place');
+  vi.spyOn(store, 'putRun').mockRejectedValueOnce(failure);
+  const options = { ...source.options, id: 'f' };
+  await expect(keeper.fork(source, { checkpoint: 'last' }, options)).rejects.toBe(failure);
+  expect(await listCheckpoints(checkpointFolder(root, 'f'))).toEqual([]);
+  await keeper.close([source]);
+  expect((await recover(createKeeper())).map(({ id }) => id)).toEqual(['source']);
+  // Its name is free.
+  const again = createKeeper();
+  const fork = await again.fork(source, { checkpoint: 'last' }, options);
+  expect(fork).toMatchObject({ id: 'f', step: 0 });
+  await again.close([source, fork]);
+});
+
 test('a store that is away does not keep a server from going back to its checkpoints', async () => {
   const run = createRun({});
   const keeper = createKeeper();
