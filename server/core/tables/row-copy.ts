@@ -2,19 +2,13 @@ import { putKey } from '../../../shared/row-groups.ts';
 import type { RowIndex } from './row-index.ts';
 import type { RowMemory } from './row-memory.ts';
 import { putDouble, type RowTensors, splitKeys } from './row-tensors.ts';
+import { PIECE_ELEMENTS, SlotWalk } from './slot-walk.ts';
 
-/**
- * Copies of a table's rows for a checkpoint, in pieces, while pushes are applied between them. What is copied is one
- * moment all the same: a row that is about to change before its turn is copied first.
- */
+/** Copies of a table's rows for a checkpoint, in pieces: see `SlotWalk`. */
 
 /** Memory for numbers; what is in it is written over. */
 export type RoomFor = (length: number) => Float32Array;
 export const freshRoom: RoomFor = (length) => new Float32Array(length);
-
-/** Numbers that are copied at once, and slots that are looked at: about 2 ms. */
-export const PIECE_ELEMENTS = 2 ** 20;
-export const PIECE_SLOTS = 2 ** 18;
 
 /** Which rows are copied. */
 export interface CopiedRows {
@@ -36,42 +30,21 @@ export interface CopiedTensors extends RowTensors {
   readonly gone: Float32Array;
 }
 
-/** Slots whose rows were copied before their turn, a bit for each. */
-export class TakenSlots {
-  readonly #bits: Uint8Array;
-
-  /** @param slots as many as there are. */
-  constructor(slots: number) {
-    this.#bits = new Uint8Array(Math.ceil(slots / 8));
-  }
-
-  has(slot: number): boolean {
-    return (this.#bits[slot >> 3]! & (1 << (slot & 7))) !== 0;
-  }
-
-  add(slot: number): void {
-    this.#bits[slot >> 3]! |= 1 << (slot & 7);
-  }
-}
-
-export class RowCopy {
+export class RowCopy extends SlotWalk {
   readonly tensors: CopiedTensors;
   readonly #memory: RowMemory;
   readonly #index: RowIndex;
   readonly #rows: CopiedRows;
-  readonly #taken: TakenSlots;
-  /** The next slot. */
-  #slot = 0;
   /** Rows that are copied. */
   #at = 0;
 
   constructor(memory: RowMemory, index: RowIndex, rows: CopiedRows, room: RoomFor) {
     const { width, stateSize, changed, decays } = memory;
     const { count, gone, isPretrained } = rows;
+    super(changed.length, width + stateSize);
     this.#memory = memory;
     this.#index = index;
     this.#rows = rows;
-    this.#taken = new TakenSlots(changed.length);
     this.tensors = {
       keys: room(2 * count),
       values: room(width * count),
@@ -83,49 +56,20 @@ export class RowCopy {
     };
   }
 
-  /** The row of a slot is about to change. */
-  before(slot: number): void {
-    if (slot < this.#slot || !this.#isWanted(slot)) return;
-    this.#copy(slot, 1);
-    this.#taken.add(slot);
-  }
-
-  #isWanted(slot: number): boolean {
+  protected isOfMoment(slot: number): boolean {
     const last = this.#memory.changed[slot]!;
-    if (last <= this.#rows.since || last > this.#rows.until) return false;
-    return !this.#taken.has(slot);
+    return last > this.#rows.since && last <= this.#rows.until;
   }
 
-  /** Copies a piece. @returns false: all rows are copied. */
   more(): boolean {
-    const { changed, width, stateSize } = this.#memory;
-    const last = Math.min(changed.length, this.#slot + PIECE_SLOTS);
-    let left = Math.max(1, Math.floor(PIECE_ELEMENTS / (width + stateSize)));
-    while (this.#slot < last && left > 0) {
-      const first = this.#slot;
-      let end = first;
-      // Neighbours are copied at once.
-      while (end < last && end - first < left && this.#isWanted(end)) end++;
-      if (end === first) this.#slot++;
-      else {
-        this.#copy(first, end - first);
-        left -= end - first;
-        this.#slot = end;
-      }
-    }
-    if (this.#slot < changed.length) return true;
+    if (this.walk() === null) return true;
     if (this.#at !== this.#rows.count) {
       throw new Error(`${this.#at} rows were copied, and there were ${this.#rows.count}`);
     }
     return false;
   }
 
-  finish(): void {
-    while (this.more());
-  }
-
-  /** Rows of neighbouring slots. */
-  #copy(first: number, count: number): void {
+  protected copySlots(first: number, count: number): void {
     const { width, stateSize, theta, state, changed, decays } = this.#memory;
     const { isPretrained } = this.#rows;
     const { tensors } = this;
