@@ -16,6 +16,8 @@ export interface PushProblem {
 
 /** Pushes that the median and the shares are taken over. */
 export const ROBUST_WINDOW = 100;
+/** Names of bad senders that are remembered: who chooses ever new ones is to cost no more. The oldest is forgotten. */
+export const NAMES_MAX = 1_000;
 /** Before so many norms are known, their median says little. */
 export const NORMS_MIN = 20;
 
@@ -165,12 +167,15 @@ export class Robust {
     record.bad++;
     this.#records.delete(name);
     this.#records.set(name, record);
-    if (this.#records.size > 10 * ROBUST_WINDOW) {
+    if (this.#records.size > NAMES_MAX) {
       this.#records.delete(this.#records.keys().next().value!);
     }
     if (record.bad < quarantineAfter || !record.othersWell) return null;
     const reason = `${record.bad} bad pushes in a row, while pushes of other workers were applied; the last: ${what}`;
     this.#quarantined.set(name, reason);
+    if (this.#quarantined.size > NAMES_MAX) {
+      this.#quarantined.delete(this.#quarantined.keys().next().value!);
+    }
     this.#records.delete(name);
     return reason;
   }

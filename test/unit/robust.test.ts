@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { NORMS_MIN, ROBUST_WINDOW, Robust } from '../../server/core/robust.ts';
+import { NAMES_MAX, NORMS_MIN, ROBUST_WINDOW, Robust } from '../../server/core/robust.ts';
 import { type PartialConfig, resolveConfig } from '../../shared/config.ts';
 import { createProblem, createRun, VirtualWorker } from '../support/regression.ts';
 
@@ -147,4 +147,17 @@ test('what a worker of another token does under a name is not held against its o
   expect(run.quarantine('name/2/bbbb')).toContain('bad pushes in a row');
   expect(run.quarantine('name/2/aaaa')).toBeNull();
   expect(run.quarantine('name/1')).toBeNull();
+});
+
+test('a sender that takes ever new names is remembered under a limited number of them', () => {
+  const robust = new Robust(resolveConfig({ robust: { quarantineAfter: 2 } }));
+  for (let i = 0; i <= NAMES_MAX; i++) {
+    robust.bad(`name-${i}/1`, 'huge');
+    robust.applied('good/1', i);
+    expect(robust.bad(`name-${i}/1`, 'huge')).toContain('2 bad pushes in a row');
+  }
+  expect(robust.state().quarantined).toHaveLength(NAMES_MAX);
+  expect(robust.quarantine('name-0/2')).toBeNull();
+  expect(robust.quarantine('name-1/2')).toContain('2 bad pushes');
+  expect(robust.quarantine(`name-${NAMES_MAX}/2`)).toContain('2 bad pushes');
 });
