@@ -159,6 +159,9 @@ export class TensorBoard {
   async #pass(runs: readonly Run[]): Promise<void> {
     const { folder, log, now } = this.#options;
     const problems: string[] = [];
+    const ids = new Set(runs.map(({ id }) => id));
+    // With those that were removed goes the memory of their parameters.
+    for (const id of this.#entries.keys()) if (!ids.has(id)) this.#entries.delete(id);
     for (const run of runs) {
       // One whose folder cannot be read or written keeps no other from being written.
       await this.#write(run).catch((error: unknown) => problems.push(errorText(error)));

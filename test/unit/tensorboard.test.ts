@@ -1,6 +1,9 @@
 import { mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setImmediate as turn } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { expect, test } from 'vitest';
 import { TensorBoard } from '../../server/watch/tensorboard.ts';
 import { createRun } from '../support/regression.ts';
@@ -24,6 +27,28 @@ test('a folder that cannot be written keeps the event files of no other run from
     await board.close(runs);
     expect(readdirSync(join(folder, 'a'))).toHaveLength(1);
     expect(lines.at(-1)).toMatch(/are whole again$/);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
+
+test('a run that was removed does not keep its memory', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'downpour-board-'));
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  try {
+    const board = new TensorBoard({ folder, now: () => 0, log: () => {} });
+    const write = async () => {
+      const run = createRun({}, 'removed');
+      await board.close([run]);
+      return new WeakRef(run);
+    };
+    const removed = await write();
+    const stays = createRun({}, 'stays');
+    await board.close([stays]);
+    await turn();
+    collect();
+    expect(removed.deref()).toBeUndefined();
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
