@@ -153,7 +153,7 @@ test('an update that is undone leaves rows, state and index as they were, to the
         };
         push(1);
         push(2);
-        const all = () => [...Object.values(table.tensors()), read(table)].map(bytesOf);
+        const all = () => [...Object.values(table.checkpoints.tensors()), read(table)].map(bytesOf);
         const before = all();
         push(3);
         expect(all().every((bytes, i) => bytes.equals(before[i]!))).toBe(false);

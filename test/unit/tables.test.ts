@@ -160,7 +160,7 @@ describe.each<[string, TableConfig['rows'], object]>([
         let rowStep = 0;
         for (const [what, n] of events) {
           const before = read(table, ALL);
-          const stored = table.tensors();
+          const stored = table.checkpoints.tensors();
           const facts = table.facts();
           const state = table.state();
           if (what === 'push' || what === 'undone') {
@@ -170,7 +170,7 @@ describe.each<[string, TableConfig['rows'], object]>([
             else {
               table.undo();
               expect(read(table, ALL)).toEqual(before);
-              expect(table.tensors()).toEqual(stored);
+              expect(table.checkpoints.tensors()).toEqual(stored);
               expect(table.facts()).toEqual(facts);
               expect(table.state()).toEqual(state);
             }

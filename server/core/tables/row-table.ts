@@ -5,14 +5,9 @@ import type { EncodedRows, RowEncoding } from '../../../shared/rows.ts';
 import type { TableConfig } from '../../../shared/tables.ts';
 import type { Clip } from '../fused.ts';
 import { createInitialRow, type InitialRow } from './initial-rows.ts';
-import { MomentCopy, type MomentOfRows } from './moment-copy.ts';
-import {
-  type CaptureMoment,
-  type RowCapture,
-  RowCaptures,
-  type RowTensorsOfCapture,
-} from './row-captures.ts';
-import { type CaptureCopy, freshRoom, type RoomFor, RowCopy } from './row-copy.ts';
+import { PretrainedRows } from './pretrained-rows.ts';
+import { type CaptureMoment, RowCaptures, type RowTensorsOfCapture } from './row-captures.ts';
+import { RowCheckpoints } from './row-checkpoints.ts';
 import {
   createRowIndex,
   fullTable,
@@ -21,10 +16,10 @@ import {
   rowCapacity,
 } from './row-index.ts';
 import { NUMBERS_OF_ROW, RowMemory } from './row-memory.ts';
+import { RowReader, type RowsNow, scaleRow } from './row-reader.ts';
 import { createRowRule, type RowRule } from './row-rules.ts';
 import { type RowTensors, wholeDoubles } from './row-tensors.ts';
 import { RowUndo } from './row-undo.ts';
-import { RowsOnDisk } from './rows-on-disk.ts';
 import { StagedRows } from './staged-rows.ts';
 
 /**
@@ -67,21 +62,13 @@ export class RowTable {
   readonly #index: RowIndex;
   readonly #rule: RowRule;
   readonly #memory: RowMemory;
-  /**
-   * 1 for slots whose row began with the values of a file. These rows have a rate of their own and are never forgotten.
-   * Empty: no row did.
-   */
-  #pretrained = new Uint8Array();
-  #pretrainedCount = 0;
-  #seed: number;
-  #initial: InitialRow;
+  readonly #pretrained: PretrainedRows;
+  readonly #now: RowsNow;
   #began = 0;
-  #decay = 0;
-  #count = 0;
   readonly #captures: RowCaptures;
-  readonly #onDisk: RowsOnDisk;
-  /** The copy that a checkpoint is written from; null: it is complete, or there is none. */
-  #copying: RowCopy | MomentCopy | null = null;
+  readonly #reader: RowReader;
+  /** How its rows come to checkpoints. */
+  readonly checkpoints: RowCheckpoints;
   /** Gradients of a push. */
   readonly #staged: StagedRows;
   /** Slots of the rows that are staged; below 0: they have none yet. */
@@ -110,14 +97,17 @@ export class RowTable {
       decays: weightDecay > 0,
     });
     this.#index = createRowIndex(config, share);
-    this.#onDisk = new RowsOnDisk(this.#index.capacity);
+    this.#pretrained = new PretrainedRows(this.#index.capacity);
     this.#staged = new StagedRows(this.#memory);
     this.#undo = new RowUndo(this.#memory);
-    this.#seed = seed;
-    this.#initial = this.#initialOf(seed);
+    this.#now = { count: 0, decay: 0, seed, initial: this.#initialOf(seed) };
+    const of = { memory: this.#memory, index: this.#index, now: this.#now };
     this.#captures = new RowCaptures(name, width, (key, then, out) =>
-      this.#readRow(key, then, out),
+      this.#reader.readCaptured(key, then, out),
     );
+    this.#reader = new RowReader({ ...of, captures: this.#captures });
+    const more = { captures: this.#captures, pretrained: this.#pretrained };
+    this.checkpoints = new RowCheckpoints(name, { ...of, ...more });
   }
 
   #initialOf(seed: number): InitialRow {
@@ -136,7 +126,7 @@ export class RowTable {
 
   /** Rows with values of their own. */
   get count(): number {
-    return this.#count;
+    return this.#now.count;
   }
 
   facts(): RowTableFacts {
@@ -145,29 +135,36 @@ export class RowTable {
     const { rows, rowsMax } = this.#config;
     const rowBytes = 4 * (width + stateSize) + 8 + (decays.length > 0 ? 8 : 0);
     return {
-      ...{ name: this.name, width, rows: this.#count, rowsMax: rows === 'hash' ? rowsMax : rows },
-      ...{ pretrained: this.#pretrainedCount, dropped: this.dropped, admitted, forgotten, updates },
-      memoryBytes: this.#count * rowBytes,
+      ...{
+        name: this.name,
+        width,
+        rows: this.#now.count,
+        rowsMax: rows === 'hash' ? rowsMax : rows,
+      },
+      ...{
+        pretrained: this.#pretrained.count,
+        dropped: this.dropped,
+        admitted,
+        forgotten,
+        updates,
+      },
+      memoryBytes: this.#now.count * rowBytes,
       staleness: updates > 0 ? { mean: staleness / updates, max } : null,
     };
   }
 
   /** All rows have their initial values; captures stay as they are. */
   reset(seed: number): void {
-    this.#copying?.finish();
-    this.#copying = null;
-    this.#onDisk.reset();
-    this.#captures.endWriting(false);
+    this.checkpoints.reset();
     this.#keepAll();
-    this.#seed = seed;
-    this.#initial = this.#initialOf(seed);
+    this.#now.seed = seed;
+    this.#now.initial = this.#initialOf(seed);
     this.#index.clear();
     // Pages that nobody has written to take no memory.
-    if (this.#count > 0) this.#memory.changed.fill(0);
-    this.#pretrained = new Uint8Array();
-    this.#count = 0;
-    this.#pretrainedCount = 0;
-    this.#decay = 0;
+    if (this.#now.count > 0) this.#memory.changed.fill(0);
+    this.#pretrained.clear();
+    this.#now.count = 0;
+    this.#now.decay = 0;
     this.#began = 0;
   }
 
@@ -213,12 +210,12 @@ export class RowTable {
     const { rowStep, rate, clip } = update;
     const { learningRate, weightDecay, maxNorm, expireAfter } = this.#config;
     const { keys } = this.#staged;
-    this.#undo.begin(keys.length, { decay: this.#decay, rowStep });
+    this.#undo.begin(keys.length, { decay: this.#now.decay, rowStep });
     this.#index.begin();
     Object.assign(this.#tallyBefore, this.#tally);
     if (learningRate === 0) return true;
     const own = rate * learningRate;
-    if (weightDecay > 0) this.#decay += Math.log(Math.max(KEEP_MIN, 1 - own * weightDecay));
+    if (weightDecay > 0) this.#now.decay += Math.log(Math.max(KEEP_MIN, 1 - own * weightDecay));
     const sweepSteps = Math.ceil((expireAfter ?? Infinity) / SWEEPS);
     if (expireAfter !== null && rowStep % sweepSteps === 0) {
       this.#expire(rowStep);
@@ -246,18 +243,18 @@ export class RowTable {
     const found = this.#slots[at]!;
     const given = found < 0 ? this.#index.admit(key) : found;
     if (found < 0 && given >= 0) this.#tally.admitted++;
-    const factor = this.#isPretrained(given) ? this.#config.pretrainedRate : 1;
+    const factor = this.#pretrained.has(given) ? this.#config.pretrainedRate : 1;
     const slot = factor === 0 ? -1 : given;
     const { slots, numbers, changed, decays, width, at: addresses } = this.#memory;
     slots[i] = slot;
     this.#undo.note(slot);
     if (slot < 0) return;
     const last = changed[slot]!;
-    if (this.#copying) this.#copying.before(slot);
+    this.checkpoints.before(slot);
     if (!this.#captures.isEmpty) this.#captures.keep(key, last);
-    if (last === 0) this.#initial(key, addresses.theta + 4 * slot * width);
-    numbers[NUMBERS_OF_ROW * i] = this.#missed(last === 0 ? -1 : slot, this.#decay);
-    if (decays.length > 0) decays[slot] = this.#decay;
+    if (last === 0) this.#now.initial(key, addresses.theta + 4 * slot * width);
+    numbers[NUMBERS_OF_ROW * i] = this.#reader.missed(last === 0 ? -1 : slot, this.#now.decay);
+    if (decays.length > 0) decays[slot] = this.#now.decay;
     const row = this.#row;
     const staleness = Math.max(0, last - readStep);
     row.rate = own * factor * scaleOf(staleness);
@@ -269,30 +266,19 @@ export class RowTable {
     this.#mark(slot, rowStep);
   }
 
-  /**
-   * The factor of the decays that a row has missed.
-   * @param slot below 0: it has its initial values. In a fork of a run that decayed, they have missed some in a table that
-   * does not decay itself.
-   */
-  #missed(slot: number, decay: number): number {
-    const { decays } = this.#memory;
-    if (slot < 0) return Math.exp(decay);
-    return decays.length > 0 ? Math.exp(decay - decays[slot]!) : 1;
-  }
-
   /** @param rowStep of its last change; 0: it has its initial values again. */
   #mark(slot: number, rowStep: number): void {
     const { changed } = this.#memory;
     const last = changed[slot]!;
-    this.#count += Number(rowStep > 0) - Number(last > 0);
-    this.#onDisk.note(last, rowStep);
+    this.#now.count += Number(rowStep > 0) - Number(last > 0);
+    this.checkpoints.onDisk.note(last, rowStep);
     changed[slot] = rowStep;
   }
 
   /** Takes the last `apply` back, with the rows that it has forgotten. */
   undo(): void {
     const { rowStep } = this.#undo;
-    this.#decay = this.#undo.decay;
+    this.#now.decay = this.#undo.decay;
     Object.assign(this.#tally, this.#tallyBefore);
     this.#index.undo();
     this.#undo.restore(
@@ -303,19 +289,13 @@ export class RowTable {
       (key, changed) => {
         const slot = this.#index.insert(key);
         this.#mark(slot, changed);
-        this.#onDisk.returned(key, rowStep);
+        this.checkpoints.onDisk.returned(key, rowStep);
         return slot;
       },
     );
   }
 
   // Reading.
-
-  /** −1: its values are the initial ones. */
-  #find(key: number): number {
-    const slot = this.#index.find(key);
-    return slot < 0 || this.#memory.changed[slot] === 0 ? -1 : slot;
-  }
 
   /**
    * Rows as they are, or as they were. Changes nothing.
@@ -327,60 +307,8 @@ export class RowTable {
   }
 
   /** The same as they are sent. @param out the values of all of them in the encoding. */
-  write(
-    keys: Uint32Array,
-    capture: number | null,
-    encoding: 'f32' | 'bf16',
-    out: Uint8Array,
-  ): void {
-    const { width, pieceRows, rowsAsBytes, encoded, compression, at } = this.#memory;
-    const then = capture === null ? null : this.#captures.of(capture);
-    for (let from = 0; from < keys.length; from += pieceRows) {
-      const count = Math.min(pieceRows, keys.length - from);
-      this.#gather(keys, from, count, then);
-      const [start, size] = [from * width, count * width];
-      if (encoding === 'f32') out.set(rowsAsBytes.subarray(0, 4 * size), 4 * start);
-      else {
-        compression.encode_bf16(at.rows, size, at.encoded);
-        out.set(encoded.subarray(0, 2 * size), 2 * start);
-      }
-    }
-  }
-
-  /** Brings a piece of rows to the room `rows`. */
-  #gather(keys: Uint32Array, from: number, count: number, then: RowCapture | null): void {
-    const { width, kernels, slots, numbers, decays, rows, at } = this.#memory;
-    const decay = then ? then.at.decay : this.#decay;
-    const initial = then ? then.initial : this.#initial;
-    const isDecaying = decays.length > 0;
-    for (let i = 0; i < count; i++) {
-      const key = keys[from + i]!;
-      const kept = then?.rows.get(key);
-      const slot = kept === undefined ? this.#find(key) : -1;
-      slots[i] = slot;
-      if (isDecaying) numbers[i] = this.#missed(slot, decay);
-    }
-    const factors = isDecaying ? at.numbers : 0;
-    kernels.rows_gather(count, width, slots.byteOffset, at.theta, factors, at.rows);
-    for (let i = 0; i < count; i++) {
-      if (slots[i]! >= 0) continue;
-      const key = keys[from + i]!;
-      const kept = then?.rows.get(key);
-      if (kept) {
-        rows.set(kept, i * width);
-        continue;
-      }
-      initial(key, at.rows + 4 * i * width);
-      if (decay !== 0) scale(rows, i * width, width, this.#missed(-1, decay));
-    }
-  }
-
-  /** A row that has not changed since a capture, as it was then. */
-  #readRow(key: number, then: RowCapture, out: Float32Array): void {
-    const { width, theta, decays } = this.#memory;
-    const slot = this.#find(key);
-    out.set(theta.subarray(slot * width, (slot + 1) * width));
-    if (decays.length > 0) scale(out, 0, width, Math.exp(then.at.decay - decays[slot]!));
+  write(...read: Parameters<RowReader['write']>): void {
+    this.#reader.write(...read);
   }
 
   // Captures.
@@ -390,8 +318,8 @@ export class RowTable {
   }
 
   capture(id: number, rowStep: number): void {
-    const at = { rowStep, decay: this.#decay, seed: this.#seed };
-    this.#captures.make(id, at, this.#initial);
+    const at = { rowStep, decay: this.#now.decay, seed: this.#now.seed };
+    this.#captures.make(id, at, this.#now.initial);
   }
 
   forget(id: number): void {
@@ -400,7 +328,7 @@ export class RowTable {
 
   /** The row of a slot is about to change: it is kept for those who look at it as it was. */
   #keep(slot: number): void {
-    this.#copying?.before(slot);
+    this.checkpoints.before(slot);
     if (this.#captures.isEmpty) return;
     this.#captures.keep(this.#index.keyOf(slot), this.#memory.changed[slot]!);
   }
@@ -411,7 +339,7 @@ export class RowTable {
     const pretrained = new Set<number>();
     for (const slot of this.#used()) {
       this.#keep(slot);
-      if (this.#isPretrained(slot)) pretrained.add(this.#index.keyOf(slot));
+      if (this.#pretrained.has(slot)) pretrained.add(this.#index.keyOf(slot));
     }
     this.#captures.keepPretrained(pretrained);
   }
@@ -438,23 +366,21 @@ export class RowTable {
       if (decays.length > 0) decays[slot] = then.at.decay;
     }
     if (then.pretrained) {
-      this.#pretrainedCount = 0;
-      for (const key of then.pretrained) this.#markPretrained(this.#index.find(key));
+      this.#pretrained.clear();
+      for (const key of then.pretrained) this.#pretrained.add(this.#index.find(key));
     }
     this.#captures.make(id, { ...then.at, rowStep }, then.initial);
-    this.#decay = then.at.decay;
-    this.#seed = then.at.seed;
-    this.#initial = then.initial;
+    this.#now.decay = then.at.decay;
+    this.#now.seed = then.at.seed;
+    this.#now.initial = then.initial;
   }
 
   /** The row has its initial values again, and is no row of a file any more. */
   #remove(slot: number, key: number, rowStep: number): void {
     this.#index.remove(key);
-    this.#onDisk.removed(key, rowStep);
+    this.checkpoints.onDisk.removed(key, rowStep);
     this.#mark(slot, 0);
-    if (!this.#isPretrained(slot)) return;
-    this.#pretrained[slot] = 0;
-    this.#pretrainedCount--;
+    this.#pretrained.remove(slot);
   }
 
   /**
@@ -467,7 +393,7 @@ export class RowTable {
       const count = this.#staged.load(from);
       const piece = keys.subarray(from, from + count);
       this.#place(piece, this.#memory.gradients, rowStep);
-      for (const key of piece) this.#markPretrained(this.#index.find(key));
+      for (const key of piece) this.#pretrained.add(this.#index.find(key));
       from += count;
     }
   }
@@ -481,18 +407,8 @@ export class RowTable {
       this.#keep(slot);
       theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
       this.#mark(slot, rowStep);
-      if (decays.length > 0) decays[slot] = this.#decay;
+      if (decays.length > 0) decays[slot] = this.#now.decay;
     }
-  }
-
-  #isPretrained(slot: number): boolean {
-    return this.#pretrainedCount > 0 && this.#pretrained[slot] === 1;
-  }
-
-  #markPretrained(slot: number): void {
-    if (this.#pretrainedCount === 0) this.#pretrained = new Uint8Array(this.#index.capacity);
-    this.#pretrainedCount += 1 - this.#pretrained[slot]!;
-    this.#pretrained[slot] = 1;
   }
 
   /** Rows that were in no push for too long are as if they had never been. */
@@ -501,7 +417,7 @@ export class RowTable {
     const { changed } = this.#memory;
     for (let slot = 0; slot < changed.length; slot++) {
       const last = changed[slot]!;
-      if (last === 0 || rowStep - last <= expireAfter! || this.#isPretrained(slot)) continue;
+      if (last === 0 || rowStep - last <= expireAfter! || this.#pretrained.has(slot)) continue;
       const key = this.#index.keyOf(slot);
       this.#keep(slot);
       this.#undo.forget(key, slot);
@@ -513,93 +429,13 @@ export class RowTable {
   // Checkpoints.
 
   state(): RowTableState {
-    return { began: this.#began, decay: this.#decay, index: this.#index.state() };
-  }
-
-  /** Rows that have values of their own, with all that belongs to them. */
-  tensors(): RowTensors {
-    const copy = this.#copyOf(null, Infinity, freshRoom);
-    copy.finish();
-    return copy.tensors;
-  }
-
-  /** @param since that of rows on disk; null: all rows. */
-  #copyOf(since: number | null, until: number, room: RoomFor): RowCopy {
-    const isPretrained =
-      this.#pretrainedCount > 0 ? (slot: number) => this.#isPretrained(slot) : null;
-    const rows =
-      since === null
-        ? { since: 0, until, count: this.#count, gone: [], isPretrained }
-        : { since, until, count: this.#onDisk.changed, gone: this.#onDisk.gone, isPretrained };
-    return new RowCopy(this.#memory, this.#index, rows, room);
-  }
-
-  /**
-   * Begins to copy the rows of this moment for a checkpoint; see `RowCopy`.
-   * @param rowStep of now. @param changes those alone that the checkpoint on disk does not have.
-   */
-  beginCopy(rowStep: number, changes: boolean, room: RoomFor): RowCopy {
-    this.#copying?.finish();
-    const { step } = this.#onDisk;
-    if (changes && step === null) throw new Error(`table ${this.name} has no rows on disk`);
-    this.#copying = this.#copyOf(changes ? step : null, rowStep, room);
-    this.#onDisk.begin(rowStep);
-    return this.#copying;
-  }
-
-  /**
-   * Begins to copy the rows by themselves, for a checkpoint of a model.
-   * @param rowStep of now. @param id of a capture; null: as they are now.
-   */
-  beginMoment(rowStep: number, id: number | null, room: RoomFor): MomentCopy {
-    this.#copying?.finish();
-    this.#copying = this.#copyOfMoment(rowStep, id, room);
-    return this.#copying;
-  }
-
-  #copyOfMoment(rowStep: number, id: number | null, room: RoomFor): MomentCopy {
-    const at = { rowStep, decay: this.#decay, seed: this.#seed };
-    const then =
-      id === null
-        ? { at, rows: new Map(), kept: { rows: 0, initial: 0 }, pretrained: null }
-        : this.#captures.of(id);
-    const of: MomentOfRows = {
-      then,
-      count: this.#count,
-      isPretrained:
-        (then.pretrained?.size ?? this.#pretrainedCount) === 0
-          ? null
-          : (key) => then.pretrained?.has(key) ?? this.#isPretrained(this.#index.find(key)),
-    };
-    return new MomentCopy(this.#memory, this.#index, of, room);
-  }
-
-  /** The rows are copied. */
-  copied(): void {
-    this.#copying = null;
-  }
-
-  /** @param isWritten the checkpoint is on disk. */
-  endCopy(isWritten: boolean): void {
-    this.#copying = null;
-    // The checkpoint was of another kind, or all rows have begun afresh since.
-    if (!this.#onDisk.isWriting) return;
-    this.#onDisk.end(isWritten);
-    this.#captures.endWriting(isWritten);
-  }
-
-  /** Bytes of a checkpoint's rows: of all, and of those alone that have changed since the one on disk; null: all have to be written. */
-  copyBytes(): { readonly all: number; readonly changed: number | null } {
-    const { width, stateSize, decays } = this.#memory;
-    const rowBytes = 4 * (width + stateSize + 5 + (decays.length > 0 ? 3 : 0));
-    const { step, changed } = this.#onDisk;
-    return { all: rowBytes * this.#count, changed: step === null ? null : rowBytes * changed };
+    return { began: this.#began, decay: this.#now.decay, index: this.#index.state() };
   }
 
   /** Slots of rows that have values of their own, rising. */
   #used(): Int32Array {
     const { changed } = this.#memory;
-    const slots = new Int32Array(this.#count);
+    const slots = new Int32Array(this.#now.count);
     let at = 0;
     for (let slot = 0; slot < changed.length; slot++) if (changed[slot]! > 0) slots[at++] = slot;
     return slots;
@@ -607,7 +443,7 @@ export class RowTable {
 
   restoreState({ began, decay, index }: RowTableState): void {
     this.#began = began;
-    this.#decay = decay;
+    this.#now.decay = decay;
     this.#index.restore(index);
   }
 
@@ -625,19 +461,12 @@ export class RowTable {
       theta.set(values.subarray(i * width, (i + 1) * width), slot * width);
       state.set(own.subarray(i * size, (i + 1) * size), slot * size);
       this.#mark(slot, steps[i]!);
-      if (sumsOf.length > 0) sumsOf[slot] = sums[i] ?? this.#decay;
+      if (sumsOf.length > 0) sumsOf[slot] = sums[i] ?? this.#now.decay;
       else if (i < sums.length) {
-        scale(theta, slot * width, width, Math.exp(this.#decay - sums[i]!));
+        scaleRow(theta, slot * width, width, Math.exp(this.#now.decay - sums[i]!));
       }
-      if (pretrained[i] === 1) this.#markPretrained(slot);
+      if (pretrained[i] === 1) this.#pretrained.add(slot);
     }
-  }
-
-  /** All rows that have values of their own, now or at a capture, as they are when they are read. @param rowStep of now. */
-  rows(rowStep: number, id: number | null): MomentCopy {
-    const copy = this.#copyOfMoment(rowStep, id, freshRoom);
-    copy.finish();
-    return copy;
   }
 
   /**
@@ -650,10 +479,10 @@ export class RowTable {
     rowStep: number,
   ): void {
     this.reset(at.seed);
-    this.#decay = at.decay;
+    this.#now.decay = at.decay;
     this.#place(Uint32Array.from(keys), values, rowStep);
     for (const [i, key] of keys.entries()) {
-      if (pretrained[i] === 1) this.#markPretrained(this.#index.find(key));
+      if (pretrained[i] === 1) this.#pretrained.add(this.#index.find(key));
     }
   }
 
@@ -661,30 +490,8 @@ export class RowTable {
     return this.#captures.momentOf(id);
   }
 
-  /**
-   * Copies rows that have changed since a capture, as they were then.
-   * @param changes without those that the checkpoint on disk has.
-   */
-  copyCaptured(id: number, changes: boolean, room: RoomFor): CaptureCopy {
-    return this.#captures.copy(id, changes, room);
-  }
-
-  /** A checkpoint of this moment has what the capture has kept up to now. */
-  beginWriting(id: number): void {
-    this.#captures.beginWriting(id);
-  }
-
-  /** The checkpoint on disk has some rows of the capture. */
-  isOnDisk(id: number): boolean {
-    return this.#captures.of(id).onDisk !== null;
-  }
-
-  /** The same, of a table that is being restored; added to what has been restored of it. */
+  /** Adds what was kept of a capture, of a table that is being restored. */
   restoreCapture(id: number, at: CaptureMoment, kept: RowTensorsOfCapture): void {
     this.#captures.restore(id, at, this.#initialOf(at.seed), kept);
   }
-}
-
-function scale(values: Float32Array, at: number, count: number, factor: number): void {
-  for (let i = at; i < at + count; i++) values[i] = values[i]! * factor;
 }

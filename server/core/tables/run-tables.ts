@@ -23,6 +23,7 @@ import type { Clip } from '../fused.ts';
 import { flatTensor, type NamedTensor, takeTensor } from '../vectors.ts';
 import type { MomentCopy } from './moment-copy.ts';
 import type { CaptureMoment } from './row-captures.ts';
+import type { RowCheckpoints } from './row-checkpoints.ts';
 import { freshRoom, type RoomFor } from './row-copy.ts';
 import { RowTable, type RowTableState } from './row-table.ts';
 import {
@@ -313,9 +314,9 @@ export class RunTables {
   /** Copies of all rows that have values of their own, and of what captures keep. */
   tensors(best: number | null, evaluated: number | null): NamedTensor[] {
     return this.#tables.flatMap((table) => [
-      ...ofFields(table.name, '', ROW_FIELDS, table.tensors()),
+      ...ofFields(table.name, '', ROW_FIELDS, table.checkpoints.tensors()),
       ...capturesOf(best, evaluated).flatMap(([name, id]) => {
-        const copy = table.copyCaptured(id, false, freshRoom);
+        const copy = table.checkpoints.copyCaptured(id, false, freshRoom);
         while (copy.more());
         return ofFields(table.name, `${name}.`, CAPTURE_FIELDS, copy);
       }),
@@ -333,11 +334,13 @@ export class RunTables {
   ): TablesCopy {
     const { index } = this.share;
     const copied = () => {
-      for (const table of this.#tables) table.copied();
+      for (const table of this.#tables) table.checkpoints.copied();
     };
     if (what !== 'last') {
       const of = what === 'best' ? best : null;
-      const rows = this.#tables.map((table) => table.beginMoment(this.#rowStep, of, room));
+      const rows = this.#tables.map((table) =>
+        table.checkpoints.beginMoment(this.#rowStep, of, room),
+      );
       const tensors = () =>
         rows.flatMap((copy, i) => ofModel(this.shapes[i]!.name, copy, index === 0));
       return new TablesCopy(rows, tensors, [], copied);
@@ -347,7 +350,7 @@ export class RunTables {
     const groups: KeyedRows[] = [];
     for (const table of this.#tables) {
       const nameOf = (field: string) => rowsName(table.name, field);
-      const rows = table.beginCopy(this.#rowStep, changes, room);
+      const rows = table.checkpoints.beginCopy(this.#rowStep, changes, room);
       parts.push(rows);
       tensors.push(...ofFields(table.name, '', ROW_FIELDS, rows.tensors));
       if (changes) {
@@ -356,14 +359,14 @@ export class RunTables {
         groups.push({ keys: keys!, fields, gone: nameOf(GONE) });
       }
       if (best === null) continue;
-      const kept = table.copyCaptured(best, changes, room);
+      const kept = table.checkpoints.copyCaptured(best, changes, room);
       parts.push(kept);
       tensors.push(...ofFields(table.name, `${BEST_ROWS}.`, CAPTURE_FIELDS, kept));
-      if (changes && table.isOnDisk(best)) {
+      if (changes && table.checkpoints.isOnDisk(best)) {
         const [keys, values, initial] = CAPTURE_FIELDS.map((f) => nameOf(`${BEST_ROWS}.${f}`));
         groups.push({ keys: keys!, fields: [values!] }, { keys: initial!, fields: [] });
       }
-      table.beginWriting(best);
+      table.checkpoints.beginWriting(best);
     }
     if (index > 0) tensors.push(...this.#elsewhere());
     return new TablesCopy(parts, () => tensors, groups, copied);
@@ -371,15 +374,15 @@ export class RunTables {
 
   /** @param isWritten the checkpoint that was copied last is on disk. */
   endCopy(isWritten: boolean): void {
-    for (const table of this.#tables) table.endCopy(isWritten);
+    for (const table of this.#tables) table.checkpoints.endCopy(isWritten);
   }
 
-  /** As `RowTable.copyBytes`, of all tables that are here. */
-  copyBytes(): ReturnType<RowTable['copyBytes']> {
+  /** As `RowCheckpoints.copyBytes`, of all tables that are here. */
+  copyBytes(): ReturnType<RowCheckpoints['copyBytes']> {
     let all = 0;
     let changed: number | null = 0;
     for (const table of this.#tables) {
-      const bytes = table.copyBytes();
+      const bytes = table.checkpoints.copyBytes();
       all += bytes.all;
       changed = changed === null || bytes.changed === null ? null : changed + bytes.changed;
     }
@@ -406,7 +409,7 @@ export class RunTables {
   /** The rows by themselves, as a model has them: keys and values of those that were ever changed. @param capture null: now. */
   named(capture: number | null): NamedTensor[] {
     return this.#tables.flatMap((table) =>
-      ofModel(table.name, table.rows(this.#rowStep, capture), true),
+      ofModel(table.name, table.checkpoints.rows(this.#rowStep, capture), true),
     );
   }
 
