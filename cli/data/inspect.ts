@@ -13,7 +13,9 @@ import {
   describeCsv,
   summarise,
 } from '../../worker/data/tables/table-summary.ts';
+import { quotedText } from '../init/columns.ts';
 import { print, printJson } from '../options.ts';
+import { groups } from '../output/progress.ts';
 import { type GivenTableOptions, tableOptionsOf, withOptions } from './table-options.ts';
 
 /** `downpour data inspect`: what a data set holds. */
@@ -163,9 +165,18 @@ function factLines(column: ColumnFacts | ColumnSummary): string[] {
     const counts = inOrder(classes).map((value) => `${value}: ${classes[value]}`);
     lines.push(`  ${counts.join('  ')}`);
   } else if (numbers === null) {
-    lines.push('  text of many kinds');
+    lines.push(`  ${isTable ? kindText(column) : 'text of many kinds'}`);
   }
   return lines;
+}
+
+/** What a column is whose cells are no numbers, and too many for categories. */
+function kindText({ dates, count, missing }: ColumnSummary): string {
+  if (dates === null) return 'text of many kinds';
+  const example = `such as ${quotedText(dates.first)}`;
+  return dates.count === count - missing
+    ? `dates or times, ${example}`
+    : `text of many kinds; ${groups(dates.count)} cells are dates or times, ${example}`;
 }
 
 /** Whole numbers of few kinds. */

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { inspectData } from '../../cli/data/inspect.ts';
+import { inspectCommand, inspectData } from '../../cli/data/inspect.ts';
 import { gather } from '../../worker/data/gather.ts';
 import { loadMnist, MNIST_FILES } from '../../worker/data/mnist.ts';
 import { prepareData } from '../../worker/data/prepare-data.ts';
@@ -210,6 +210,23 @@ describe('data inspect', () => {
       { name: 'a', numbers: { mean: 1.5 } },
       { name: 'b', missing: 1 },
     ]);
+    const days = Array.from({ length: 25 }, (_, i) => `2024-01-${String(i + 1).padStart(2, '0')}`);
+    await writeFile(
+      table,
+      `day\tmixed\n${days.map((day, i) => `${day}\t${i < 3 ? `x${i}` : day}\n`).join('')}`,
+    );
+    expect((await inspectData(table)).columns).toMatchObject([
+      { name: 'day', dates: { count: 25, first: '2024-01-01' } },
+      { name: 'mixed', dates: { count: 22, first: '2024-01-04' } },
+    ]);
+    const write = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
+    await inspectCommand(table, {});
+    const told = write.mock.calls.join('');
+    write.mockRestore();
+    expect(told).toContain("day\n  dates or times, such as '2024-01-01'\n");
+    expect(told).toContain(
+      "mixed\n  text of many kinds; 22 cells are dates or times, such as '2024-01-04'\n",
+    );
     const labels8 = join(folder, 'labels.npy');
     const dictionary = "{'descr': '<f8', 'fortran_order': False, 'shape': (3,), }".padEnd(117);
     await writeFile(

@@ -12,6 +12,8 @@ export interface ColumnSummary {
   readonly numbers: { mean: number; deviation: number; min: number; max: number } | null;
   /** Cells by category, at most 20, in the order of their numbers; null when there are more. */
   readonly categories: Readonly<Record<string, number>> | null;
+  /** Cells that are dates or times, and the first of them; null: there are none. */
+  readonly dates: { readonly count: number; readonly first: string } | null;
 }
 
 const SUMMARY_CATEGORIES_MAX = 20;
@@ -41,9 +43,15 @@ export async function describeCsv(
       ...{ name, count: rows, missing, unit },
       numbers: isNumbers ? summarise(numbers) : null,
       categories: categoriesOf(profile),
+      dates: datesOf(profile),
     };
   });
   return { ...facts, columns: summaries };
+}
+
+function datesOf({ forms, firsts }: ColumnProfile): ColumnSummary['dates'] {
+  const count = forms.get('date');
+  return count === undefined ? null : { count, first: firsts.get('date')!.text };
 }
 
 /** Cells by the name that the reader gives them, in its order: 1 and 1.0 are one. */
