@@ -54,9 +54,6 @@ export async function ensembleCommand(file: string, options: EnsembleOptions): P
       settings: { members: spec, averages, ...cycle },
       plan,
       trialCount: plan.trialCount,
-      checkData: ({ testCount }) => {
-        if (options.test && testCount === 0) throw noTestPart();
-      },
       report: trialsReport,
       conclude: (name, trials, context) =>
         reportOf(name, { file, kind: spec.kind, ...sourcesOf(trials) }, options, context),
@@ -141,8 +138,8 @@ async function checkMembers(
     );
   }
   const needsClasses = combine.filter((way) => way !== 'mean' && way !== 'weights');
-  // Before members are trained, not after.
-  if (needsClasses.length === 0 && kind === null) return;
+  // Before members are trained or asked, not after.
+  if (needsClasses.length === 0 && kind === null && !options.test) return;
   const experiment = await loadExperiment(file);
   const config = resolveConfig(experiment.config ?? {}, configOf(options));
   const { data } = await loadData(experimentName(file), experiment, config, {
@@ -151,6 +148,7 @@ async function checkMembers(
   });
   // Nothing is read: what the data are like is known.
   await closeSources(data, tell);
+  if (options.test && !data.test) throw noTestPart();
   const known = { ...data, classCount: data.classCount ?? null };
   const { classCount, loss } = outputNamed(outputsOf(experiment, known), options.output);
   const isNumbers = classCount === null && loss !== 'sigmoidCrossEntropy';
