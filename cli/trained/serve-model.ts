@@ -1,7 +1,7 @@
 import swagger from '@fastify/swagger';
-import Fastify, { type FastifyError, type FastifyInstance } from 'fastify';
+import Fastify, { type FastifyError, type FastifyInstance, type FastifyReply } from 'fastify';
 import Type from 'typebox';
-import { describeError } from '../../server/http/describe-error.ts';
+import { describeBadAddress, describeError } from '../../server/http/describe-error.ts';
 import { DownpourError, ERRORS } from '../../shared/errors.ts';
 import type { Prediction } from '../../shared/prediction.ts';
 import { VERSION } from '../../shared/version.ts';
@@ -80,7 +80,13 @@ const ErrorAnswer = Type.Object({ code: Type.String(), message: Type.String() })
 /** The routes around a model. Requests that come while it computes are answered together. */
 export async function modelApp(predictor: Predictor): Promise<FastifyInstance> {
   const { about, encode, facts, reading } = predictor;
-  const app = Fastify({ bodyLimit: BODY_BYTES_MAX, forceCloseConnections: true });
+  const app = Fastify({
+    ...{ bodyLimit: BODY_BYTES_MAX, forceCloseConnections: true },
+    frameworkErrors: (error, _, reply) => {
+      const { code, message } = describeBadAddress(error);
+      return (reply as FastifyReply).code(ERRORS[code].http).send({ code, message });
+    },
+  });
   await app.register(swagger, {
     openapi: { info: { title: `Model of run ${facts.run}`, version: VERSION } },
   });

@@ -18,7 +18,7 @@ import { hostProblem } from '../../wire/handshake.ts';
 import { type Access, LimitError, portLimits, refuse } from '../access/access.ts';
 import { SocketPlaces, socketLimits } from '../access/sockets.ts';
 import type { TlsMaterial } from '../access/tls.ts';
-import { describeError } from './describe-error.ts';
+import { describeBadAddress, describeError } from './describe-error.ts';
 import { type AccessLimits, Door, type HostApp, isRead, roleFor } from './door.ts';
 import type { JoinPageFiles } from './join.ts';
 import { addPages } from './pages.ts';
@@ -75,8 +75,7 @@ export async function createApp(options: AppOptions): Promise<FastifyInstance> {
     routerOptions: { maxParamLength: LIMITS.requestHeaderBytesMax },
     // What is no address comes here: neither a route nor a hook sees it.
     frameworkErrors: (error, _, reply) => {
-      const code = 'DP_BODY_INVALID';
-      const message = `${error.message.slice(0, 300)}: write each % of a path as %25`;
+      const { code, message } = describeBadAddress(error);
       coordinator.reports.countError(code);
       const answer = reply as FastifyReply;
       return answer.headers(headersOf(options)).code(ERRORS[code].http).send({ code, message });

@@ -27,3 +27,10 @@ export function describeError(
   }
   return { code: 'DP_INTERNAL', message: 'internal error; see the server log' };
 }
+
+/** What the answer to a request says whose address cannot be decoded, such as `/%ff`. */
+export const describeBadAddress = ({ message }: FastifyError) =>
+  ({
+    code: 'DP_BODY_INVALID',
+    message: `${message.slice(0, 300)}: write each % of a path as %25`,
+  }) as const;

@@ -200,6 +200,12 @@ describe('a table', () => {
         alone,
       );
       expect((await ask([])).json().predictions).toEqual([]);
+      const undecodable = await app.inject('/%ff');
+      expect(undecodable.statusCode).toBe(400);
+      expect(undecodable.json()).toEqual({
+        code: 'DP_BODY_INVALID',
+        message: expect.stringContaining('write each % of a path as %25'),
+      });
       const api = (await app.inject('/openapi.json')).json();
       expect(Object.keys(api.paths)).toEqual(expect.arrayContaining(['/predict', '/health']));
     } finally {
