@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import connect
 
 from digits import load
@@ -60,7 +60,7 @@ class Worker:
                         attempt = attempt if header["type"] == "error" else 0
                         getattr(self, header["type"])(header, payload)
                     self.send({"type": "leave", "failure": None})
-            except (OSError, ConnectionClosed, InvalidStatus) as lost:
+            except (OSError, ConnectionClosed, InvalidHandshake) as lost:
                 closed = getattr(lost, "rcvd", None)
                 refused = isinstance(lost, InvalidStatus) and lost.response.status_code not in (429, 503)
                 if refused or (closed and not may_connect_again(closed.code, closed.reason)):

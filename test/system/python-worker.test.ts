@@ -1,6 +1,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect } from 'vitest';
@@ -14,6 +16,7 @@ import { sharedData } from '../data-folder.ts';
 import { Cluster } from '../support/cluster.ts';
 import { startProxy } from '../support/proxy.ts';
 import { isLacking, python, pythonEnvironment, pythonTest } from '../support/python.ts';
+import { until } from '../support/until.ts';
 
 /** The worker in examples/python: whether docs/protocol.md suffices to write one. */
 
@@ -159,7 +162,7 @@ describe('in a run', () => {
     return worker;
   }
 
-  it('as the only worker it trains the MLP on MNIST', async () => {
+  it('as the only worker it trains the MLP on MNIST', { timeout: 900_000 }, async () => {
     const shared = sharedData();
     // All of MNIST gives 2.4 %, the 6,400 training digits of the npm package 6.0 %.
     const [epochsMax, errorMax] = shared ? [3, 0.03] : [8, 0.07];
@@ -258,7 +261,14 @@ describe('in a run', () => {
     const port = Number(new URL(cluster.url).port);
     await cluster.stopServer();
     await cluster.serve(port);
-    await expect.poll(() => appliedBy('second', 'numpy'), LONG).toBeGreaterThan(0);
+    await until(
+      'it has found its server again',
+      async () => (await appliedBy('second', 'numpy')) > 0,
+      {
+        withinMs: LONG.timeout,
+        logs: numpy.log,
+      },
+    );
     numpy.child.kill('SIGINT');
     expect(await numpy.end, numpy.log()).toBe(0);
     await expect.poll(() => cluster.client.workers('second'), LONG).toEqual([]);
@@ -290,6 +300,22 @@ describe('in a run', () => {
       await proxy.close();
     }
     await mustBeWhole('cut', epochsMax);
+  });
+
+  it('a server that hangs up while it connects is asked again', async () => {
+    // As one that ends does with connections that it has not answered.
+    const ending = createServer((socket) => socket.once('data', () => socket.end()));
+    ending.listen(0, '127.0.0.1');
+    await once(ending, 'listening');
+    try {
+      const { port } = ending.address() as AddressInfo;
+      const worker = work('any', 'numpy', folder, `http://127.0.0.1:${port}`);
+      await expect.poll(worker.log, LONG).toMatch(/no connection.*no connection/s);
+      worker.child.kill('SIGINT');
+      expect(await worker.end, worker.log()).toBe(0);
+    } finally {
+      ending.close();
+    }
   });
 
   it('a run that it cannot compute is refused, and says why', async () => {
