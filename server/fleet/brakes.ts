@@ -13,6 +13,7 @@ export class Brakes {
   readonly #connection: Pick<Connection, 'halt' | 'goOn'>;
   readonly #backlogs = new Set<Backlog>();
   #count = 0;
+  #isGone = false;
 
   constructor(connection: Pick<Connection, 'halt' | 'goOn'>) {
     this.#connection = connection;
@@ -29,7 +30,12 @@ export class Brakes {
   }
 
   goOn(): void {
-    if (--this.#count === 0) this.#connection.goOn();
+    if (--this.#count === 0 && !this.#isGone) this.#connection.goOn();
+  }
+
+  /** The connection is gone: what it has sent and nobody has read is of no use. */
+  leave(): void {
+    this.#isGone = true;
   }
 
   /** To be called within an event: nothing more is read while a backlog is full. */

@@ -685,6 +685,7 @@ export class WorkerSession {
     const run = this.#run;
     this.#desk.leave();
     this.#charges.leave();
+    this.#brakes.leave();
     this.#fleet.line.memory.change(null, -this.#helloBytes);
     this.parts.clear();
     if (run && this.#joined) {

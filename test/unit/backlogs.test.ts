@@ -46,6 +46,8 @@ test('a connection is read again when nobody wants it to stand still any more', 
   expect(told).toEqual(['halt', 'goOn']);
   a.isFull = true;
   brakes.yieldTo(a);
+  brakes.leave();
+  a.empty();
   expect(told).toEqual(['halt', 'goOn', 'halt']);
 });
 
