@@ -1,7 +1,7 @@
 import type { ConnectionOptions } from 'node:tls';
 import type { Aside } from '../shared/asides.ts';
 import { BUNDLE_HEADER } from '../shared/bundle.ts';
-import { bytesOf, floatsOf } from '../shared/codec.ts';
+import { bytesOf } from '../shared/codec.ts';
 import { RESIDUAL_DECAY_HEADER } from '../shared/config.ts';
 import { DownpourError, ERRORS, type ErrorCode, errorText } from '../shared/errors.ts';
 import { GROUPS_HEADER } from '../shared/groups.ts';
@@ -18,24 +18,23 @@ import {
   type Join,
   knownCode,
   type Push,
-  type ServerMessage,
   type Work,
   type WorkerMessage,
 } from '../shared/protocol.ts';
-import type { InitialRows, RowsMessage } from '../shared/row-messages.ts';
+import type { InitialRows } from '../shared/row-messages.ts';
 import { causeOf, Said } from '../shared/said.ts';
 import { ROW_SHARDS_HEADER, TABLES_HEADER } from '../shared/tables.ts';
 import type { Connection, ConnectionEvents, FrameHeader, Landing } from '../wire/connection.ts';
 import { dial } from '../wire/handshake.ts';
 import { findLocalSocket, localSocketWanted } from '../wire/local-socket.ts';
 import { Memories } from '../wire/memories.ts';
-import { createDecoder } from './compressor.ts';
 import { Heartbeat, type Patience } from './heartbeat.ts';
+import { Inbox, MEMORIES_KEPT, type Received } from './inbox.ts';
 import { refusalOf, refusalOfStatus } from './refusals.ts';
 import { RowRequests, type RowsAnswer, RowsLost } from './rows/requests.ts';
 import type { RowPuller, RowsOfPush } from './rows/rows-exchange.ts';
 import { backoffMs, Servers } from './servers.ts';
-import { type Pull, type RowPull, rangesFor, ShardLinks } from './shard-links.ts';
+import { rangesFor, ShardLinks } from './shard-links.ts';
 import { type KeptPush, UnacknowledgedPushes } from './unacknowledged.ts';
 
 /**
@@ -71,26 +70,6 @@ export interface ClientOptions {
   readonly random?: () => number;
 }
 
-/** What the server said. `payload` is the receiver's own until it calls `release`; possibly empty. */
-export interface Received {
-  readonly message: Exclude<ServerMessage, { type: 'error' | 'standby' | 'rows' }>;
-  readonly payload: Float32Array;
-  /**
-   * Rows of tables that came with it, as `encodeRows` has them, from each shard. They are the receiver's until it asks for the
-   * next message.
-   */
-  readonly rows?: readonly Uint8Array[];
-  /** Gives the payload's memory back, to be received into again; absent: it is never used again. */
-  readonly release?: () => void;
-}
-
-/** What the server said, of which parts may still be on their way from shards. */
-interface InTransit extends Received {
-  readonly pull?: Pull;
-  readonly rowPull?: RowPull;
-  readonly releaseRows?: () => void;
-}
-
 /**
  * A unix socket of Linux holds 208 KB, one of TCP up to 4 MB: below this size of a payload more
  * waiting costs more than the protocol saves (docs/decisions/0006-receive-in-place.md).
@@ -98,8 +77,6 @@ interface InTransit extends Received {
 export const LOCAL_SOCKET_BYTES_MIN = 8e6;
 const HANDSHAKE_MS = 10_000;
 const CLOSE_MS = 2_000;
-/** Payloads in use at once: one arrives, one is read from, one is on the device. */
-const MEMORIES_KEPT = 3;
 
 export class Client implements RowPuller {
   readonly #options: ClientOptions;
@@ -121,14 +98,14 @@ export class Client implements RowPuller {
   #seen: { readonly run: string; readonly step: number; readonly generation: number } | null = null;
   readonly #unacknowledged = new UnacknowledgedPushes();
   #pushed = new Memories(MEMORIES_KEPT);
-  readonly #pulled = new Memories(MEMORIES_KEPT);
-  readonly #decoder = createDecoder();
-  #received: InTransit[] = [];
-  /** Gives the memory of the last message's rows back. */
-  #releaseRows: (() => void) | undefined;
   /** To the shards of the run; null: the server has all of it. */
   #links: ShardLinks | null = null;
   readonly #requests = new RowRequests();
+  readonly #inbox = new Inbox({
+    links: () => this.#links,
+    requests: this.#requests,
+    wake: () => this.#wake(),
+  });
   #waiting: ((error?: unknown) => void) | null = null;
   #fatal: unknown = null;
   #attempt = 0;
@@ -215,8 +192,7 @@ export class Client implements RowPuller {
 
   /** Something has come that `next` has not given yet. */
   get hasReceived(): boolean {
-    const [first] = this.#received;
-    return first !== undefined && !first.pull?.missing && !first.rowPull?.missing;
+    return this.#inbox.hasReceived;
   }
 
   /**
@@ -229,14 +205,8 @@ export class Client implements RowPuller {
   async next(): Promise<Received> {
     for (;;) {
       this.#options.signal.throwIfAborted();
-      this.#releaseRows?.();
-      this.#releaseRows = undefined;
-      if (this.hasReceived) {
-        const { pull, rowPull: _, releaseRows, ...received } = this.#received.shift()!;
-        this.#releaseRows = releaseRows;
-        if (!pull) return received;
-        return { ...received, payload: pull.values.subarray(0, pull.elements) };
-      }
+      const received = this.#inbox.next();
+      if (received) return received;
       if (this.#fatal !== null) throw this.#fatal;
       await new Promise<void>((resolve, reject) => {
         this.#waiting = (error) => (error === undefined ? resolve() : reject(error));
@@ -552,7 +522,7 @@ export class Client implements RowPuller {
     const first: Hello = { type: 'hello', ...this.#hello, incarnation: this.#incarnation };
     connection.send(first);
     return {
-      land: (header, payloadBytes) => this.#land(header, payloadBytes),
+      land: (header, payloadBytes) => this.#inbox.land(header, payloadBytes),
       message: (header, payload, landing) => this.#receive(header, payload, landing),
       malformed: (error) => this.#misunderstood(error),
       broken: (error) => this.#misunderstood(error),
@@ -567,21 +537,6 @@ export class Client implements RowPuller {
         this.#closed?.();
       },
     };
-  }
-
-  #land(header: FrameHeader, payloadBytes: number | null): Landing | null {
-    if (payloadBytes === null) return null;
-    const { type, pull, encoding, fragment, rows } = header;
-    // Parameters and rows part when all is there.
-    if (rows !== undefined) return this.#pulled.take(payloadBytes);
-    if (type === 'work' && typeof pull === 'number' && encoding === 'f32') {
-      return this.#links?.place(0, pull, payloadBytes, fragment) ?? null;
-    }
-    if (type === 'work' && encoding === 'bf16') {
-      const landing = this.#decoder.land(payloadBytes);
-      if (landing) return landing;
-    }
-    return this.#pulled.take(payloadBytes);
   }
 
   #receive(header: FrameHeader, payload: Uint8Array, landing: Landing | null): void {
@@ -606,99 +561,12 @@ export class Client implements RowPuller {
         if (this.#connection) this.#heartbeat.start(this.#connection);
         return;
       }
-      if (message.type === 'rows') {
-        this.#receiveRows(message, payload);
-        landing?.release();
-        return;
-      }
       if (message.type === 'work') this.#look(message);
-      // Who waits for rows would not hear of it.
-      else this.#requests.fail(new RowsLost(`the server sent ${message.type}`));
-      const bytes = message.type === 'work' ? (message.rows?.bytes ?? 0) : 0;
-      if (bytes > payload.length) throw malformedRows(bytes, payload.length);
-      const dense = bytes > 0 ? payload.subarray(0, payload.length - bytes) : payload;
-      const rows =
-        bytes > 0 ? this.#rowsOf((message as Work).rows!, payload.subarray(dense.length)) : {};
-      if (message.type === 'work' && message.pull !== null) {
-        this.#receivePart(message, message.pull, dense, landing, rows);
-      } else {
-        this.#received.push({ message, ...rows, ...this.#numbersOf(message, dense, landing) });
-        this.#wake();
-      }
+      this.#inbox.put(message, payload, landing);
     } catch (error) {
       landing?.release();
       this.#misunderstood(error);
     }
-  }
-
-  /** Rows that came with a `work`; others may come from the shards. @param bytes are copied. */
-  #rowsOf({ pull }: NonNullable<Work['rows']>, bytes: Uint8Array) {
-    if (pull === undefined) {
-      const own = this.#pulled.take(bytes.length);
-      own.bytes.set(bytes);
-      return { rows: [own.bytes], releaseRows: own.release };
-    }
-    const links = this.#mustHaveLinks();
-    const rowPull = links.rows(pull);
-    links.takeRows(0, pull, bytes);
-    return { rows: rowPull.parts, rowPull };
-  }
-
-  /** The answer to `pullRows`; it is whole when the shards have sent theirs. */
-  #receiveRows(message: RowsMessage, payload: Uint8Array): void {
-    const { pull } = message;
-    if (pull === undefined) {
-      this.#requests.answer(message, [payload.slice()]);
-      return;
-    }
-    const links = this.#mustHaveLinks();
-    const rowPull = links.rows(pull);
-    rowPull.whole = () => this.#requests.answer(message, rowPull.parts);
-    links.takeRows(0, pull, payload);
-  }
-
-  #mustHaveLinks(): ShardLinks {
-    if (this.#links) return this.#links;
-    throw new DownpourError('DP_PROTOCOL_ORDER', 'parts of parameters came without shards');
-  }
-
-  /** The first part of a vector whose other parts come from the shards. */
-  #receivePart(
-    message: Work,
-    id: number,
-    payload: Uint8Array,
-    landing: Landing | null,
-    rows: Pick<InTransit, 'rows' | 'rowPull'>,
-  ): void {
-    const links = this.#mustHaveLinks();
-    const { fragment = null } = message;
-    const pull = links.pull(id, fragment);
-    const { release } = pull;
-    this.#received.push({ message, payload: pull.values, release, pull, ...rows });
-    links.take(0, id, payload, message.encoding, fragment);
-    landing?.release();
-  }
-
-  /** A payload as f32, with what gives its memory back. */
-  #numbersOf(
-    message: ServerMessage,
-    payload: Uint8Array,
-    landing: Landing | null,
-  ): Pick<Received, 'payload' | 'release'> {
-    if (message.type === 'work' && message.encoding !== 'f32') {
-      const decoded = this.#decoder.take(payload);
-      if (decoded) {
-        landing?.release();
-        return { payload: decoded.values, release: decoded.release };
-      }
-      const memory = this.#pulled.take(2 * payload.length);
-      this.#decoder.decode(payload, floatsOf(memory.bytes));
-      landing?.release();
-      return { payload: floatsOf(memory.bytes), release: memory.release };
-    }
-    if (landing) return { payload: floatsOf(payload), release: landing.release };
-    // The receiver reads the next one into the same memory.
-    return { payload: floatsOf(payload.slice()) };
   }
 
   /** The server speaks another language. */
@@ -725,8 +593,7 @@ export class Client implements RowPuller {
   #lost(code: number, reason: string, notBeforeMs = 0): void {
     this.#heartbeat.stop();
     this.#requests.fail(new RowsLost('the connection was lost'));
-    for (const { release } of this.#received) release?.();
-    this.#received = [];
+    this.#inbox.clear();
     if (this.#closing || this.#fatal !== null) return;
     if (this.#moving && code === 1000) {
       this.#connect();
@@ -777,12 +644,6 @@ export class Client implements RowPuller {
     return { beatMs, silenceMs, handshakeMs: silenceMs };
   }
 }
-
-const malformedRows = (rows: number, bytes: number) =>
-  new DownpourError(
-    'DP_FRAME_MALFORMED',
-    `work.rows.bytes is ${rows}, and the payload has ${bytes} bytes`,
-  );
 
 /** 64 random bits, hexadecimal. */
 function drawIncarnation(): string {
