@@ -265,6 +265,11 @@ export class Coordinator {
       this.#keeper.forget(run);
       throw error;
     }
+    if (this.#runs.get(id) !== run) {
+      // A shard was lost meanwhile, and with it what it had of the run: it is read as all others are.
+      this.#mustNotRest();
+      return this.mustFind(id);
+    }
     const sent = bundle === undefined ? '' : `, sent as bundle ${bundle}`;
     this.log(`run ${id} created: ${experiment}${sent}`, { run: id });
     this.workers.employAll();

@@ -116,6 +116,23 @@ test('runs are in the order of their creation, though the clock is set back', as
   }
 });
 
+test('a run that is created while a shard is lost is not said to be there', async () => {
+  let registered = () => {};
+  const register = () =>
+    new Promise<void>((resolve) => {
+      registered = resolve;
+    });
+  const facts = { latest: () => null, problem: () => null, spoilt: () => null, leftOut: () => [] };
+  coordinator = new Coordinator({
+    keeper: { ...keeper, ...facts, register } as unknown as Keeper,
+    ...{ now: () => now, log: () => {} },
+  });
+  const creating = coordinator.create({ id: 'r', experiment: 'e', experimentHash: 'h' });
+  coordinator.interrupt('shard 1 has gone');
+  registered();
+  await expect(creating).rejects.toMatchObject({ code: 'DP_SHARD_LOST' });
+});
+
 test('a name belongs to a fork from the moment on in which it is asked for', async () => {
   let make = (_: Run) => {};
   const made = new Promise<Run>((resolve) => {
