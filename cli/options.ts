@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { clean, cleanJson, cleanLines } from '../shared/clean.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
+import type { Log } from '../shared/log.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
 import { fetchOver, trustOf } from '../wire/tls.ts';
 
@@ -257,14 +258,15 @@ export function serverTlsOf({ tlsCa: ca, tlsCert: cert, tlsKey: key }: TlsFileOp
 }
 
 /** Whom to trust at this address; undefined where it is in the clear. */
-export function trustFor(server: string, options: TlsFileOptions) {
+export function trustFor(server: string, options: TlsFileOptions, log?: Log) {
   if (!/^(https|wss):/i.test(server)) return undefined;
   const { tlsCa: ca, tlsCert: cert, tlsKey: key } = options;
-  return trustOf({
+  const files = {
     ...(ca === undefined ? {} : { ca }),
     ...(cert === undefined ? {} : { cert }),
     ...(key === undefined ? {} : { key }),
-  });
+  };
+  return trustOf(files, log ? { log } : {});
 }
 
 /** Help of `--no-local-socket`. */

@@ -155,7 +155,7 @@ describe('layers', () => {
     const shown = /new Date\(\)(?:\.toISOString\(\)|,$)|startedAt: new Date\(\)|new Date\(0\)/;
     const allowed = new Set([
       ...['server/http/door.ts', 'server/fleet/coordinator.ts', 'server/store/file-store.ts'],
-      ...['server/access/tls.ts', 'shared/history.ts'],
+      ...['server/access/tls.ts', 'wire/tls.ts', 'shared/history.ts'],
       // Times that stand in a file, as text.
       'worker/data/sources/parquet-pages.ts',
     ]);

@@ -8,6 +8,7 @@ import { TICKET_PROTOCOL, ticketOf } from '../shared/join.ts';
 import { Connection, type ConnectionEvents, type ConnectionOptions } from './connection.ts';
 import { copiesOnly, openInto, type ReadWay, type Sink } from './node-sockets.ts';
 import { TEXT_BYTES_MAX } from './receiver.ts';
+import { withCertificate } from './tls.ts';
 
 /** The opening handshake of a WebSocket (RFC 6455, section 4), both ends, by `ws`. No extension is agreed on. */
 
@@ -143,7 +144,10 @@ export function dial(options: DialOptions): { abort(): void } {
   ws.on('unexpected-response', (_, { statusCode = 0, headers }) =>
     fail(new Error(`HTTP status ${statusCode}`), statusCode, retryAfterOf(headers['retry-after'])),
   );
-  ws.on('error', (error) => fail(isNoHttp(error) ? noHttp(error) : error));
+  ws.on('error', (error) => {
+    const told = url.protocol === 'wss:' ? withCertificate(error, options.tls ?? {}) : error;
+    fail(isNoHttp(error) ? noHttp(error) : told);
+  });
   const timer = setTimeout(
     () => fail(new Error(`no answer to the handshake within ${options.handshakeMs / 1000} s`)),
     options.handshakeMs,

@@ -35,7 +35,7 @@ export function workCommand(options: WorkOptions): Promise<void> {
 
 async function work(options: WorkOptions, log: Log): Promise<void> {
   const server = options.server ?? DEFAULT_SERVER;
-  const tls = trustFor(server, options);
+  const tls = trustFor(server, options, log);
   const given = tokenOf(options);
   // A file's token may be another one when the connection has to be made again.
   const fromFile = options.token === undefined && options.tokenFile !== undefined;

@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto';
 import { readFileSync, unwatchFile, watchFile } from 'node:fs';
-import { createSecureContext, type SecureContextOptions } from 'node:tls';
+import { createSecureContext, type SecureContextOptions, type TLSSocket } from 'node:tls';
 import { DownpourError, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 
@@ -37,6 +37,10 @@ export interface Validity {
 
 interface Secured {
   setSecureContext(options: SecureContextOptions): void;
+  on(
+    event: 'tlsClientError',
+    listener: (error: NodeJS.ErrnoException, socket: TLSSocket) => void,
+  ): unknown;
 }
 
 /** The files, read anew when they change: certificates are renewed without a restart. */
@@ -68,6 +72,21 @@ export class TlsMaterial {
   /** Keeps a server's certificate new. */
   keep(server: Secured): void {
     this.#servers.add(server);
+    server.on('tlsClientError', (error, socket) => this.#refused(error, socket));
+  }
+
+  /** The client is told at most that its certificate is not taken, so the reason stands here. */
+  #refused(error: NodeJS.ErrnoException, { authorizationError, remoteAddress }: TLSSocket): void {
+    // It is a code, whatever the types of Node.js say.
+    const code = String(authorizationError ?? error.code);
+    const why =
+      REFUSALS[code] ?? (authorizationError && `its certificate is not accepted (${code})`);
+    if (!why) return;
+    const where = remoteAddress === undefined ? '' : ` at ${remoteAddress}`;
+    this.#log(`a client${where} was refused: ${why}; ${this.#files.ca} must have signed it`, {
+      level: 'warn',
+      kind: `certificate ${code}`,
+    });
   }
 
   /** A certificate whose key has not come yet is not taken: all stays as it was. */
@@ -98,6 +117,15 @@ export class TlsMaterial {
     for (const file of pathsOf(this.#files)) unwatchFile(file, this.#look);
   }
 }
+
+const REFUSALS: Readonly<Record<string, string>> = {
+  CERT_HAS_EXPIRED: 'its certificate has expired',
+  CERT_NOT_YET_VALID: 'its certificate is not valid yet, by the clock of this machine',
+  ERR_SSL_PEER_DID_NOT_RETURN_A_CERTIFICATE: 'it showed no certificate',
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'its certificate is signed by itself',
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'its certificate is of another authority',
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate is of another authority',
+};
 
 const pathsOf = ({ cert, key, ca }: TlsFiles) => (ca === undefined ? [cert, key] : [cert, key, ca]);
 

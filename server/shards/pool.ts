@@ -178,7 +178,7 @@ export class ShardPool implements RunShards {
     this.#whole = true;
     this.#lost = null;
     log(
-      `${this.count} shards: this server, ${this.#links.map(({ found }) => found.url).join(', ')}`,
+      `${this.count} shards: this server, ${this.#links.map(({ found }) => this.#reached(found)).join(', ')}`,
     );
     const dead = this.#links.find(({ connection }) => !connection.open);
     if (dead) this.#lose(dead, 'it has gone at once');
@@ -189,11 +189,16 @@ export class ShardPool implements RunShards {
     throw new DownpourError('DP_SERVER_STOPPING', 'this server is stopping: it opens no shards');
   }
 
+  /** Shards have TLS where this server has it. */
+  #reached({ url }: FoundShard): string {
+    return this.#options.tls() ? url.replace(/^ws:/, 'wss:') : url;
+  }
+
   async #connect(index: number, found: FoundShard): Promise<ShardLink> {
     const { access, tls: secure, now, token, dial: open = dial } = this.#options;
     const given = access();
     const tls = secure();
-    const url = tls ? found.url.replace(/^ws:/, 'wss:') : found.url;
+    const url = this.#reached(found);
     const path = await findLocalSocket(url);
     return new Promise((resolve, reject) => {
       let endTimer = () => {};
@@ -207,7 +212,7 @@ export class ShardPool implements RunShards {
       const fail = (why: string) => {
         settle();
         this.#suspects.add(found.url);
-        reject(new DownpourError('DP_SHARD_LOST', `shard ${index} at ${found.url}: ${why}`));
+        reject(new DownpourError('DP_SHARD_LOST', `shard ${index} at ${url}: ${why}`));
       };
       const dialing = open({
         url: `${url}/control`,
@@ -277,10 +282,11 @@ export class ShardPool implements RunShards {
     }
   }
 
-  #lose({ index, found: { url } }: ShardLink, why: string): void {
-    this.#suspects.add(url);
+  #lose({ index, found }: ShardLink, why: string): void {
+    this.#suspects.add(found.url);
     if (this.#closing || !this.#whole) return;
     this.#whole = false;
+    const url = this.#reached(found);
     this.#lost = { index, url, why, sinceMs: this.#options.now() };
     const what = `shard ${index} at ${url} has gone (${why})`;
     for (const { reject } of this.#reads.values()) {

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { DownpourError, errorText } from '../../shared/errors.ts';
+import { newestContent, type TrustContent } from '../../wire/tls.ts';
 
 /** Where Redis is and how to talk to it, from one address and the files of its certificates. */
 
@@ -19,20 +20,14 @@ export function redisFilesOf(
   return Object.fromEntries(Object.entries(given).filter(([, path]) => path));
 }
 
-interface Tls {
-  readonly ca?: Buffer;
-  readonly cert?: Buffer;
-  readonly key?: Buffer;
-}
-
 export interface RedisAddress {
   /** For messages: without user and password. */
   readonly place: string;
   readonly username?: string;
   readonly password?: string;
   readonly db: number;
-  /** Null: in the clear. */
-  readonly tls: Tls | null;
+  /** Null: in the clear. Read again for each connection: certificates are renewed without a restart. */
+  readonly tls: TrustContent | null;
   /** One server, or sentinels that know which one is it. */
   readonly server:
     | { readonly host: string; readonly port: number }
@@ -65,7 +60,7 @@ export function parseRedisAddress(url: string, files: RedisFiles = {}): RedisAdd
     place: `${scheme}${sentinel ?? ''}://${beforeQuery.slice(at + 1)}`,
     ...(username === '' ? {} : { username: decoded(username) }),
     ...(password === '' ? {} : { password: decoded(password) }),
-    tls: secure ? tlsOf(files) : null,
+    tls: secure ? newestContent(() => contentOf(files)) : null,
   };
   if (!secure && Object.values(files).some((file) => file !== undefined)) {
     throw invalid('is without TLS, and certificates are given');
@@ -125,7 +120,7 @@ function refuseOthers(parameters: URLSearchParams, known: readonly string[]): vo
   }
 }
 
-function tlsOf(files: RedisFiles): Tls {
+function contentOf(files: RedisFiles): TrustContent {
   const read = (path: string) => {
     try {
       return readFileSync(path);

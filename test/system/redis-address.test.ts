@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { copyFile, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
@@ -86,6 +86,24 @@ describe.skipIf(missing !== null)(`a Redis with TLS${missing ?? ''}`, () => {
     // Redis asks for ours, as it does by default.
     const nameless = await failureOf(open({ url, timeoutMs, files: { ca } }).listRuns());
     expect(errorCode(nameless)).toBe('DP_REDIS_UNAVAILABLE');
+  });
+
+  test('takes a renewed certificate without a restart', async () => {
+    const { ca, cert, key } = makeCertificates(folder);
+    const port = await freePort();
+    const files = ['--tls-cert-file', cert, '--tls-key-file', key, '--tls-ca-cert-file', ca];
+    const redis = await startRedis({ args: ['--tls-port', String(port), ...files] });
+    cleanUps.push(() => redis.stop());
+    const others = await mkdtemp(join(folder, 'others-'));
+    const stranger = makeCertificates(others);
+    const live = { ca, cert: join(others, 'live.pem'), key: join(others, 'live.key') };
+    const put = (from: { cert: string; key: string }) =>
+      Promise.all([copyFile(from.cert, live.cert), copyFile(from.key, live.key)]);
+    await put(stranger);
+    const store = open({ url: `rediss://127.0.0.1:${port}`, timeoutMs: 1000, files: live });
+    expect(errorCode(await failureOf(store.listRuns()))).toBe('DP_REDIS_UNAVAILABLE');
+    await put({ cert, key });
+    await expect.poll(() => store.listRuns().catch(errorCode), { timeout: 30_000 }).toEqual([]);
   });
 
   test('a certificate that cannot be read, or is given without TLS, is told at once', () => {

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFile, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { Server as HttpServer } from 'node:http';
 import { Server as HttpsServer } from 'node:https';
 import { connect as connectPlain, Server as NetServer } from 'node:net';
@@ -251,6 +251,7 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     });
     expect(shard.url).toMatch(/^wss:/);
     const { url } = await start({ state, tls, token: 'secret', shards: 2, shardsFrom: 'store' });
+    expect(lines).toContain(`2 shards: this server, ${shard.url}`);
     const trust = { ca: authority.ca, ...client };
     const { id, rests } = await train(url, trust, { token: 'secret' }, DIGITS);
     expect((await rests.run(id)).parameters).toBeGreaterThan(2 * 2 ** 14);
@@ -269,7 +270,7 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     const material = new TlsMaterial({ cert, key }, (line) => told.push(line));
     ends.push(async () => material.close());
     const shown: unknown[] = [];
-    material.keep({ setSecureContext: (options) => shown.push(options.cert) });
+    material.keep({ setSecureContext: (options) => shown.push(options.cert), on() {} });
     const renewed = authority.issue('renewed');
     await copyFile(renewed.cert, cert);
     material.reload();
@@ -278,6 +279,91 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     await copyFile(renewed.key, key);
     material.reload();
     expect(shown).toHaveLength(1);
+  });
+
+  test('whose own certificate has expired is told so, and is let in as soon as the files have a new one', async () => {
+    const tls = { ...server, ca: authority.ca };
+    const { url } = await start({ tls, token: 'secret' });
+    const [cert, key] = [join(folder, 'own.pem'), join(folder, 'own.key')];
+    const put = async (issued: { cert: string; key: string }) => {
+      await copyFile(issued.cert, cert);
+      await copyFile(issued.key, key);
+    };
+    await put(authority.issue('late', -1));
+    let now = 0;
+    const trust = trustOf({ ca: authority.ca, cert, key }, { now: () => now });
+    const rests = createRestClient({ server: url, token: 'secret', fetch: fetchOver(trust) });
+    await expect(rests.runs()).rejects.toMatchObject({
+      code: 'DP_SERVER_UNREACHABLE',
+      message: expect.stringMatching(/our certificate \(CN=late\) has expired on 20.*Z: put a new/),
+    });
+    // What the server knows of it stands in its log.
+    const refused = /a client.* was refused: its certificate has expired; .*ours\.pem must have/;
+    await vi.waitFor(() => expect(lines.filter((line) => refused.test(line))).not.toEqual([]));
+
+    const told: string[] = [];
+    const enough = new AbortController();
+    const worker = runWorker({
+      ...{ server: url.replace('http', 'ws'), run: null, engine, folders: [FIXTURES] },
+      ...{ dataFolder: folder, once: false, signal: enough.signal },
+      ...{ log: (line) => told.push(line), token: 'secret', tls: trust, name: 'renewed' },
+    });
+    ends.push(async () => {
+      enough.abort();
+      await worker;
+    });
+    await vi.waitFor(() => expect(told.join()).toContain('(CN=late) has expired'), 40_000);
+    await put(authority.issue('fresh'));
+    now += 1_000;
+    await vi.waitFor(() => expect(told.join()).toContain('connected to'), 40_000);
+    expect(await rests.runs()).toEqual([]);
+  }, 120_000);
+
+  test('nobody is told of certificates where they are not the reason', async () => {
+    const { url } = await start({ tls: { ...server, ca: authority.ca }, token: 'secret' });
+    const without = rest(url, { ca: authority.ca }, 'secret').runs();
+    await expect(without).rejects.toThrow(/asks for certificates of its clients.*--tls-cert/s);
+    const others = rest(url, { ca: authority.ca, ...strangers.issue('other') }, 'secret').runs();
+    await expect(others).rejects.toThrow(/does not take our certificate \(CN=other\), signed by/);
+    const nobody = rest('https://127.0.0.1:1', { ca: authority.ca, ...client }, 'secret').runs();
+    await expect(nobody).rejects.not.toThrow(/certificate/);
+  });
+
+  test('files are read again together: a certificate without its key is not taken', async () => {
+    const [ca, cert, key] = ['pair-ca.pem', 'pair.pem', 'pair.key'].map((name) =>
+      join(folder, name),
+    );
+    await copyFile(authority.ca, ca!);
+    await copyFile(client.cert, cert!);
+    await copyFile(client.key, key!);
+    let now = 0;
+    const told: string[] = [];
+    const options = { now: () => now, log: (line: string) => void told.push(line) };
+    const trust = trustOf({ ca: ca!, cert: cert!, key: key! }, options);
+    const first = { ...trust };
+    const renewed = authority.issue('together');
+    await copyFile(renewed.cert, cert!);
+    for (let look = 0; look < 3; look++) {
+      now += 1_000;
+      expect({ ...trust }).toEqual(first);
+    }
+    expect(told).toEqual([expect.stringContaining('the certificate stays as it was')]);
+    await copyFile(renewed.key, key!);
+    await copyFile(strangers.ca, ca!);
+    // Fields that are asked for at one moment come from one reading.
+    expect({ ...trust }).toEqual(first);
+    now += 1_000;
+    const [newCert, newKey, newCa] = await Promise.all(
+      [renewed.cert, renewed.key, strangers.ca].map((file) => readFile(file)),
+    );
+    expect({ ...trust }).toEqual({ ca: newCa, cert: newCert, key: newKey });
+    await rm(cert!);
+    now += 1_000;
+    expect({ ...trust }).toEqual({ ca: newCa, cert: newCert, key: newKey });
+    expect(told).toHaveLength(2);
+    expect(() => trustOf({ cert: client.cert, key: server.key })).toThrow(
+      /certificate and its key/,
+    );
   });
 
   test('old versions of TLS are refused', async () => {
