@@ -5,6 +5,7 @@ import { parseArgs } from 'node:util';
 import { type BuildOptions, build, type Metafile, type Plugin } from 'esbuild';
 import { PAGE_MODULES, twins } from '../cli/bundles/join-bundle.ts';
 import { BUILT_MODEL_SCRIPT, bundleModelScript } from '../cli/bundles/model-script.ts';
+import { CODE_FILE, codeHash } from '../server/fleet/code-version.ts';
 import { bundleDashboard, FILES } from '../server/http/dashboard.ts';
 import { ROOT } from '../shared/own-files.ts';
 import { declare } from './declarations.ts';
@@ -109,6 +110,7 @@ await writeFile(join(to, BUILT_MODEL_SCRIPT), await bundleModelScript());
 for (const [i, contents] of (await bundleDashboard()).entries()) {
   await writeFile(join(DIST, 'web', FILES[i]!), contents);
 }
+await writeFile(join(to, CODE_FILE), `${codeHash(ROOT)}\n`);
 await writeFile(join(DIST, 'licences.txt'), await licencesOf(metafile!));
 if (!withoutTypes) {
   const exported = ['index', 'client', 'images', 'layers', 'server', 'text', 'worker'].map(

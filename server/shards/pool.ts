@@ -5,12 +5,12 @@ import { DownpourError, errorText } from '../../shared/errors.ts';
 import { LIMITS } from '../../shared/limits.ts';
 import type { ShardAddress } from '../../shared/message-fields.ts';
 import type { ServerFacts } from '../../shared/rest.ts';
-import { VERSION } from '../../shared/version.ts';
 import type { Connection, FrameHeader } from '../../wire/connection.ts';
 import { dial } from '../../wire/handshake.ts';
 import { findLocalSocket } from '../../wire/local-socket.ts';
 import type { RunShards } from '../core/shard.ts';
 import type { ShardCommand } from '../core/shard-command.ts';
+import { codeProblem } from '../fleet/code-version.ts';
 import {
   checkFromShardControl,
   type FromShardControl,
@@ -301,10 +301,10 @@ export class ShardPool implements RunShards {
     const message: FromShardControl = checkFromShardControl(header);
     if (message.type === 'failed') link.why = `${message.code} ${message.message}`;
     else if (message.type === 'taken') {
-      const { version } = message;
-      if (version === VERSION) link.taken = true;
+      const problem = codeProblem(message.version, 'it');
+      if (problem === null) link.taken = true;
       else {
-        link.why = `it is of version ${version}, this server of ${VERSION}`;
+        link.why = problem;
         link.connection.close(1002, 'DP_PROTOCOL_VERSION');
       }
     } else if (!link.taken) {

@@ -31,6 +31,7 @@ import { SocketPlaces, socketLimits } from '../access/sockets.ts';
 import { type TlsFiles, TlsMaterial } from '../access/tls.ts';
 import { Shard } from '../core/shard.ts';
 import type { Snapshot } from '../core/snapshot.ts';
+import { codeVersion } from '../fleet/code-version.ts';
 import { keep, LandingDesk, LOOK_MS, WaitingLine } from '../payloads/landings.ts';
 import { mustFit } from '../payloads/payloads.ts';
 import { checkToShardControl, type FromShardControl, type ToShardControl } from './protocol.ts';
@@ -370,7 +371,7 @@ export class ShardServer {
     if (old !== control) old?.connection.close(4409, 'another coordinator has taken over');
     this.#release('DP_SHARD_LOST', 'another coordinator has taken over');
     this.#shard = this.#createShard(index, count);
-    this.#tell({ type: 'taken', version: VERSION });
+    this.#tell({ type: 'taken', version: codeVersion() });
   }
 
   #tell(message: FromShardControl, payload: Uint8Array | null = null): void {

@@ -3,12 +3,12 @@ import { DownpourError, ERRORS, errorCode, errorText } from '../../shared/errors
 import type { ServerAddress } from '../../shared/message-fields.ts';
 import { isFinal } from '../../shared/phases.ts';
 import type { StandbyFacts } from '../../shared/rest.ts';
-import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents } from '../../wire/connection.ts';
 import { isLoopback } from '../../wire/local-socket.ts';
 import { Memories } from '../../wire/memories.ts';
 import { CALLS, type RunCall, type RunFollower } from '../core/run/calls.ts';
 import type { Run } from '../core/run.ts';
+import { codeProblem, codeVersion } from '../fleet/code-version.ts';
 import {
   CALLS_MAX,
   checkFromStandby,
@@ -376,11 +376,12 @@ export class Replication {
       link.close(code, why);
       return null;
     };
-    if (follow.version !== VERSION) return refuse(1002, `the primary is of version ${VERSION}`);
+    const problem = codeProblem(follow.version, 'the standby');
+    if (problem !== null) return refuse(1002, problem);
     // Another one was quicker, or the last one is not settled yet.
     if (this.#standby || this.#state !== 'alone') return refuse(1013, 'not now');
     if (now() < this.#distrust.untilMs) return refuse(1013, 'the last one got nowhere');
-    link.send({ type: 'leading', version: VERSION, token, leaseMs } satisfies ToStandby);
+    link.send({ type: 'leading', version: codeVersion(), token, leaseMs } satisfies ToStandby);
     const host = follow.address.host ?? (isLoopback(from) ? null : from);
     const address = { host, port: follow.address.port };
     const standby: Standby = {

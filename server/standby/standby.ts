@@ -19,6 +19,7 @@ import { hasPayload } from '../core/run/calls.ts';
 import type { RunReplica } from '../core/run/state.ts';
 import { Run } from '../core/run.ts';
 import type { Bundles } from '../fleet/bundles.ts';
+import { codeProblem, codeVersion } from '../fleet/code-version.ts';
 import type { OwnerLease, StateStore } from '../store/state-store.ts';
 import { checkToStandby, type Follow, type FromStandby, type ToStandby } from './protocol.ts';
 import { BEAT_MS } from './replication.ts';
@@ -261,7 +262,12 @@ class Follower {
         this.#connection = connection;
         this.#heardMs = performance.now();
         const address = { host: advertise, port: this.#port };
-        connection.send({ type: 'follow', version: VERSION, ...follow, address } satisfies Follow);
+        connection.send({
+          type: 'follow',
+          version: codeVersion(),
+          ...follow,
+          address,
+        } satisfies Follow);
         return this.#events(connection);
       },
       failed: (error, status) => {
@@ -325,10 +331,17 @@ class Follower {
       alive: () => {
         this.#heardMs = performance.now();
       },
-      closed: (_, reason) => {
+      closed: (code, reason) => {
         if (this.#connection !== connection) return;
         this.#connection = null;
         this.#heardMs = 0;
+        // As long as it has no runs of the primary, nothing is lost with it.
+        if (code === 1002 && !this.#replicas.whole) {
+          this.#fatal = new DownpourError(
+            'DP_PROTOCOL_VERSION',
+            `${this.#options.primary} refuses this standby: ${reason}`,
+          );
+        }
         this.#failed(reason);
       },
     };
@@ -340,12 +353,8 @@ class Follower {
     { version, token, leaseMs }: Extract<ToStandby, { type: 'leading' }>,
   ): void {
     const { store, log, primary } = this.#options;
-    if (version !== VERSION) {
-      this.#fatal = new DownpourError(
-        'DP_PROTOCOL_VERSION',
-        `${primary} is of version ${version}, this standby of ${VERSION}: run the same release`,
-      );
-    }
+    const problem = codeProblem(version, primary);
+    if (problem !== null) this.#fatal = new DownpourError('DP_PROTOCOL_VERSION', problem);
     if (leaseMs > LEASE_MS_SOON && !this.#replicas.whole) {
       log(
         `the primary's lease lasts ${leaseMs / 1000} s, and so would a takeover: start it with --lease-seconds 2`,

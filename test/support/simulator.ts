@@ -4,6 +4,7 @@ import type { RunInternals, RunState } from '../../server/core/run/state.ts';
 import { RESTORED_BEST } from '../../server/core/run/vector.ts';
 import { Run } from '../../server/core/run.ts';
 import type { NamedTensor } from '../../server/core/vectors.ts';
+import { codeVersion } from '../../server/fleet/code-version.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import { WorkerSession } from '../../server/fleet/session.ts';
 import { giveShards, saveShards } from '../../server/shards/checkpoint.ts';
@@ -35,7 +36,6 @@ import type { PullRows } from '../../shared/row-messages.ts';
 import { encodeKeys, type RowEncoding } from '../../shared/rows.ts';
 import type { PartMessage } from '../../shared/shard-messages.ts';
 import { ROW_SHARDS_HEADER, rowShapes, TABLES_HEADER } from '../../shared/tables.ts';
-import { VERSION } from '../../shared/version.ts';
 import type {
   Connection,
   ConnectionEvents,
@@ -1666,7 +1666,7 @@ class SimulatedStandby {
       'standby',
     );
     const address = { host: null, port: 1 };
-    const hello = { type: 'follow', version: VERSION, ...follow, address };
+    const hello = { type: 'follow', version: codeVersion(), ...follow, address };
     this.#answer(() => this.#events.message(hello, new Uint8Array(), null));
   }
 

@@ -1,5 +1,6 @@
 import { expect } from 'vitest';
 import type { Run } from '../../server/core/run.ts';
+import { codeVersion } from '../../server/fleet/code-version.ts';
 import { checkToStandby, type ToStandby } from '../../server/standby/protocol.ts';
 import {
   INTRODUCE_BYTES,
@@ -8,7 +9,6 @@ import {
 } from '../../server/standby/replication.ts';
 import { Replicas } from '../../server/standby/standby.ts';
 import { bytesOf, decodeFrame, encodeHeader } from '../../shared/codec.ts';
-import { VERSION } from '../../shared/version.ts';
 import type { ConnectionEvents } from '../../wire/connection.ts';
 
 /** A standby without sockets: frames are encoded when they are sent and wait until they are told to arrive. */
@@ -42,7 +42,7 @@ export class StandbyLink {
     this.#heldBytes = heldBytes;
     this.#events = replication.accept(this, '192.0.2.9');
     const address = { host: null, port: 7420 };
-    this.#say({ type: 'follow', version: VERSION, ...follow, address });
+    this.#say({ type: 'follow', version: codeVersion(), ...follow, address });
   }
 
   #say(message: object): void {

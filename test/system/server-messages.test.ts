@@ -6,13 +6,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { codeVersion } from '../../server/fleet/code-version.ts';
 import { type ServeOptions, type Serving, serve } from '../../server/main.ts';
 import { checkFromShardControl, checkToShardControl } from '../../server/shards/protocol.ts';
 import { checkFromStandby, checkToStandby } from '../../server/standby/protocol.ts';
 import { openFileStore } from '../../server/store/file-store.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { createRestClient } from '../../shared/rest-client.ts';
-import { VERSION } from '../../shared/version.ts';
 import type { Connection, ConnectionEvents } from '../../wire/connection.ts';
 import { accept, dial } from '../../wire/handshake.ts';
 import { shardHere } from '../support/shard-server.ts';
@@ -56,7 +56,7 @@ const TO_SHARD: readonly Message[] = [
   ...commands.map((command) => ({ type: 'command', command })),
 ];
 const FROM_SHARD: readonly Message[] = [
-  { type: 'taken', version: VERSION },
+  { type: 'taken', version: codeVersion() },
   { type: 'landed', run, session, sequence: 1, squares: 2, problem: null },
   { type: 'initialLanded', run, session, grant: 1, problem: null },
   { type: 'overflowed', run, generation: 1 },
@@ -64,7 +64,7 @@ const FROM_SHARD: readonly Message[] = [
   { type: 'failed', code: 'DP_INTERNAL', message: 'no' },
 ];
 const FROM_STANDBY: readonly Message[] = [
-  { type: 'follow', version: VERSION, mode: 'sync', lagMax: 0, address },
+  { type: 'follow', version: codeVersion(), mode: 'sync', lagMax: 0, address },
   { type: 'carried', frames: 1 },
 ];
 const worker = 'w/1';
@@ -212,7 +212,7 @@ describe('messages between servers that are wrong', () => {
     await client.createRun({ id: run, experiment: 'e', experimentHash, config: {} });
     const before = await client.run(run);
     const standby = `${url.replace('http', 'ws')}/standby`;
-    const bare = { type: 'follow', version: VERSION, mode: 'sync', lagMax: 0 };
+    const bare = { type: 'follow', version: codeVersion(), mode: 'sync', lagMax: 0 };
     expect(await converse(standby, [bare])).toMatchObject({
       ...{ code: 1007, reason: 'DP_FRAME_MALFORMED' },
       heard: [],
@@ -273,7 +273,7 @@ describe('messages between servers that are wrong', () => {
     for (const message of TO_SHARD.slice(1)) await refused(message, 'DP_PROTOCOL_ORDER');
     // Fenced: this server owned the state before the one that has the shard.
     await refused({ type: 'take', index: 1, count: 2, token: 4 }, 'DP_STATE_FENCED');
-    expect(taken).toEqual([{ type: 'taken', version: VERSION }]);
+    expect(taken).toEqual([{ type: 'taken', version: codeVersion() }]);
     expect(closed).toBe('');
     expect((await health()).runs).toBe(1);
   });
@@ -285,7 +285,7 @@ describe('messages between servers that are wrong', () => {
       ...listening,
       message: (header) => {
         if (header.type !== 'take') return;
-        connection.send({ type: 'taken', version: VERSION });
+        connection.send({ type: 'taken', version: codeVersion() });
         takes.push(connection);
       },
     }));
@@ -306,6 +306,54 @@ describe('messages between servers that are wrong', () => {
     expect((await client.status()).shards).toMatchObject({ whole: true, lost: null });
   });
 
+  test('of servers with other code are not obeyed, and both say which code they run', async () => {
+    const version = '0.1.0+000000000000';
+    const told = `runs ${version}, this side ${codeVersion()}: run the same release or commit on both`;
+    const shard = await listen('/control', (connection) => ({
+      ...listening,
+      message: ({ type }) => void (type === 'take' && connection.send({ type: 'taken', version })),
+    }));
+    const state = join(folder, 'other-code');
+    const store = openFileStore({ folder: state });
+    ends.push(() => store.close());
+    await store.announceShard('s', { id: 's', host: '127.0.0.1', port: shard }, 600_000);
+    await expect(start({ state, shards: 2, shardsFrom: 'store' })).rejects.toMatchObject({
+      ...{ code: 'DP_SHARD_LOST', message: expect.stringContaining(`it ${told}`) },
+    });
+
+    const { url } = await start();
+    const follow = { type: 'follow', version, mode: 'sync', lagMax: 0, address };
+    expect(await converse(`${url.replace('http', 'ws')}/standby`, [follow])).toMatchObject({
+      ...{ code: 1002, reason: `the standby ${told}`, heard: [] },
+    });
+
+    // A primary of other code may be the first to see it, or this standby.
+    const leading = { type: 'leading', version, token: 0, leaseMs: 1_000 } as const;
+    for (const answer of [
+      (connection: Connection) => connection.send(leading),
+      (connection: Connection) => connection.close(1002, `the standby ${told}`),
+    ]) {
+      const primary = await listen('/standby', (connection) => ({
+        ...listening,
+        message: ({ type }) => void (type === 'follow' && answer(connection)),
+      }));
+      const standbyOf = `http://127.0.0.1:${primary}`;
+      const stop = new AbortController();
+      const ended = serve({
+        ...{ host: '127.0.0.1', port: 0, state: join(folder, `state-${states++}`), standbyOf },
+        ...{ localSocket: false, log, signal: stop.signal },
+      }).then((serving) => serving.closed);
+      ends.push(async () => {
+        stop.abort();
+        await ended.catch(() => {});
+      });
+      await expect(ended).rejects.toMatchObject({
+        code: 'DP_PROTOCOL_VERSION',
+        message: expect.stringContaining(told),
+      });
+    }
+  });
+
   test('of a primary have its standby ask for all anew', async () => {
     let follows = 0;
     let last: Connection | null = null;
@@ -315,7 +363,7 @@ describe('messages between servers that are wrong', () => {
         if (header.type !== 'follow') return;
         follows++;
         last = connection;
-        connection.send({ type: 'leading', version: VERSION, token: 0, leaseMs: 1_000 });
+        connection.send({ type: 'leading', version: codeVersion(), token: 0, leaseMs: 1_000 });
       },
     }));
     const standby = await start({ standbyOf: `http://127.0.0.1:${port}` });

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { Run } from '../../server/core/run.ts';
+import { codeVersion } from '../../server/fleet/code-version.ts';
 import {
   HELD_MAX,
   INTRODUCE_BYTES,
@@ -10,7 +11,6 @@ import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { random } from '../../shared/random.ts';
-import { VERSION } from '../../shared/version.ts';
 import type { FrameHeader } from '../../wire/connection.ts';
 import { createProblem, createRun, parametersOf, VirtualWorker } from '../support/regression.ts';
 import { createReplication, expectEqual, StandbyLink } from '../support/standby-link.ts';
@@ -600,7 +600,7 @@ test('there is one standby; a second one is refused until the first is gone', as
 
 describe('what a standby must not say', () => {
   const follow = {
-    ...{ type: 'follow', version: VERSION, mode: 'sync', lagMax: 0 },
+    ...{ type: 'follow', version: codeVersion(), mode: 'sync', lagMax: 0 },
     address: { host: null, port: 7420 },
   };
   function connect() {
