@@ -6,6 +6,7 @@ import type { NamedTensor } from '../../server/core/vectors.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import type { PartialConfig } from '../../shared/config.ts';
 import { random } from '../../shared/random.ts';
+import { encodeRows } from '../../shared/rows.ts';
 import {
   createProblem,
   createRun,
@@ -534,6 +535,33 @@ describe('joining', () => {
       run.call({ call: 'tick', now: 11_000 });
       run.call({ call: 'tick', now: 16_000 });
       expect(run.phase).toBe('failed');
+    });
+
+    test.each<[string, (run: Run) => void]>([
+      ['leaves', (run) => run.call({ call: 'leave', worker: 'a/1' })],
+      ['loses its connection', (run) => run.call({ call: 'detach', worker: 'a/1', now: 1 })],
+      ['is late', (run) => run.call({ call: 'tick', now: 10_000 })],
+      [
+        'is stopped',
+        (run) => {
+          run.call({ call: 'stop', reason: 'enough' });
+          run.call({ call: 'resume' });
+        },
+      ],
+    ])('of a worker that %s leave no rows to the next one', (_, goes) => {
+      const run = createRun({ leaseSeconds: 1, tables: { word: { rows: 10, width: 2 } } });
+      enter(run, 'a/1', 'b/2');
+      const asked = ask(run, 'a/1');
+      if (asked.kind !== 'initialise') throw new Error(asked.kind);
+      const rows = [{ keys: Uint32Array.of(3), values: Float32Array.of(1, 2) }];
+      const call = { call: 'initialRows', worker: 'a/1', grant: asked.grant } as const;
+      expect(run.call(call, encodeRows(run.tables!.shapes, rows, 'f32'))).toBe(true);
+      expect(run.tables!.facts()[0]!.pretrained).toBe(1);
+      goes(run);
+      const other = new VirtualWorker(run, problem, 'b/2');
+      expect(other.pull(10_000)).toBe(true);
+      expect(run.phase).toBe('training');
+      expect(run.tables!.facts()[0]).toMatchObject({ rows: 0, pretrained: 0 });
     });
 
     test('are asked of who was late once all others have refused', () => {

@@ -134,7 +134,9 @@ export function pause(inside: RunInternals): void {
   const { evaluation, grant } = inside.fields;
   takeBackAll(inside);
   if (evaluation) takeBack(evaluation);
-  if (grant) takeBack(grant);
+  if (!grant) return;
+  takeBack(grant);
+  letGoOfInitial(inside);
 }
 
 /**
