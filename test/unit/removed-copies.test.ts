@@ -114,6 +114,26 @@ describe('the copies of a removed run', () => {
     expect(copier.facts().refused).toEqual([]);
   });
 
+  test('stay where an older one says that they are of another run, and the newest is damaged', async () => {
+    const copier = copierOf();
+    for (const count of [2, 4]) {
+      copier.written(await write('r'));
+      await until(() => objects.size === count);
+    }
+    const newest = keysOf('r')
+      .filter((key) => key.endsWith('.json'))
+      .sort()
+      .at(-1)!;
+    objects.set(newest, Buffer.from('{'));
+    let gone = false;
+    copier.removeRun('r', 'sunday', async () => {
+      gone = true;
+    });
+    await until(() => gone);
+    expect(keysOf('r')).toHaveLength(4);
+    expect(log()).toMatch(/run r: its copies are not removed/);
+  });
+
   test('go with the bundle of its experiment, and another run of that name brings it again', async () => {
     const sha256 = 'ab'.repeat(32);
     await mkdir(join(state, BUNDLE_FOLDER), { recursive: true });

@@ -231,9 +231,8 @@ export class Copier {
     const { signal } = this.#ending;
     try {
       const objects = await bucket.list(`${run}/`, signal);
-      const newest = copiesAmong(objects).copies.at(-1);
       // Copies of another run of that name are not ours to remove.
-      if (newest) await this.#mustBeTheSame(newest, removal.createdAt, signal);
+      await this.#mustBeTheSame(copiesAmong(objects).copies, removal.createdAt, signal);
       await this.#options.mayWrite();
       // A copy without its manifest is none, so those go first.
       const keys = objects.map(({ key }) => key);
@@ -476,8 +475,7 @@ export class Copier {
     const before = this.#known.get(run);
     if (before) return before;
     const { copies, halves } = copiesAmong(await bucket.list(placeOfRun(run), signal));
-    const newest = copies.at(-1);
-    if (newest && createdAt !== null) await this.#mustBeTheSame(newest, createdAt, signal);
+    if (createdAt !== null) await this.#mustBeTheSame(copies, createdAt, signal);
     await this.#options.mayWrite();
     for (const stem of halves) await bucket.remove(stem + TENSORS, signal);
     await bucket.removeUnfinished(placeOfRun(run), signal);
@@ -486,21 +484,28 @@ export class Copier {
     return copies;
   }
 
-  /** @throws DownpourError DP_RUN_EXISTS: copies of one run would take the place of another's. */
+  /**
+   * The newest copy that can be read says whose they are.
+   * @param copies oldest first. @throws DownpourError DP_RUN_EXISTS: copies of one run would take the place of another's.
+   */
   async #mustBeTheSame(
-    { run, key }: CheckpointCopy,
+    copies: readonly CheckpointCopy[],
     createdAt: string,
     signal: AbortSignal,
   ): Promise<void> {
     const { bucket } = this.#options;
-    const bytes = await bucket.read(key + MANIFEST, signal);
     let other: string | undefined;
-    try {
-      other = ((unseal(bytes) as CheckpointManifest).state as RunState).options.createdAt;
-    } catch {
-      // It is damaged, and says nothing.
+    for (const { key } of copies.toReversed()) {
+      const bytes = await bucket.read(key + MANIFEST, signal);
+      try {
+        other = ((unseal(bytes) as CheckpointManifest).state as RunState).options.createdAt;
+        break;
+      } catch {
+        // It is damaged, and says nothing: an older one may.
+      }
     }
     if (other === undefined || other === createdAt) return;
+    const [{ run }] = copies as [CheckpointCopy];
     throw new DownpourError(
       'DP_RUN_EXISTS',
       `${bucket.name}/${run} has the checkpoints of another run of that name, made at ${other}, which stay as they are: give this server another prefix, or the run another name`,
