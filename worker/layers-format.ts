@@ -1,5 +1,5 @@
 import { createWriteStream } from 'node:fs';
-import { rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -53,49 +53,70 @@ export interface LayersFormatOptions extends TrainedModelOptions {
 
 /**
  * Builds the experiment's model and gives it the parameters and statistics of a checkpoint. An engine must be open.
- * @returns what `tf.loadLayersModel` reads; null: the model is a function of variables, which has no such form.
+ * @returns what `tf.loadLayersModel` reads; null: the model is a function of variables, which has no such form, or they are several.
  * @throws DownpourError DP_LAYOUT_MISMATCH: the checkpoint is of another model; what the experiment's model throws.
  */
 export async function layersArtifacts(
   options: TrainedModelOptions,
 ): Promise<io.ModelArtifacts | null> {
-  return (await trainedArtifacts(options)).artifacts;
+  return (await trainedArtifacts(options)).all?.[''] ?? null;
 }
 
 async function trainedArtifacts(options: TrainedModelOptions) {
   const model = await trainedModel(options);
   try {
-    const artifacts = (await model.topology()) as io.ModelArtifacts | null;
-    return { artifacts, bindings: model.rows?.bindings ?? [] };
+    const all = (await model.topologies()) as Readonly<Record<string, io.ModelArtifacts>> | null;
+    return { all, bindings: model.rows?.bindings ?? [] };
   } finally {
     model.dispose();
   }
 }
 
+export interface WrittenModels {
+  /** Where each table has the rows of ids. */
+  readonly places: readonly IdPlaces[];
+  /** The names of several models, each in a folder of its name; empty: there is one. */
+  readonly models: readonly string[];
+}
+
 /**
  * Writes it. Tables become embeddings, in pieces.
- * @returns where each table has the rows of ids. @throws DownpourError DP_USAGE: a function of variables has no such format, nor has a `batch` that evaluations apply;
+ * @throws DownpourError DP_USAGE: a function of variables has no such format, nor has a `batch` that evaluations apply;
  *   what `layersArtifacts` throws.
  */
 export async function writeLayersModel({
   to,
   signal,
   ...options
-}: LayersFormatOptions): Promise<readonly IdPlaces[]> {
+}: LayersFormatOptions): Promise<WrittenModels> {
   if (isForEvaluations(options.experiment.batch)) {
     throw new DownpourError(
       'DP_USAGE',
       "the experiment's batch has evaluation: true, so its model needs inputs that batch() has changed, and a file for tf.loadLayersModel has no batch(): make that change a layer of the model, or export with --format safetensors",
     );
   }
-  const { artifacts, bindings } = await trainedArtifacts(options);
-  if (artifacts === null) {
+  const { all, bindings } = await trainedArtifacts(options);
+  if (all === null) {
     throw new DownpourError(
       'DP_USAGE',
-      'the model is a function of variables, or several models, which tf.loadLayersModel cannot open: export it with --format safetensors',
+      'the model is a function of variables, which tf.loadLayersModel cannot open: export it with --format safetensors',
     );
   }
   const { tables = [] } = options;
+  const artifacts = all[''];
+  if (!artifacts) {
+    if (tables.length > 0) {
+      throw new DownpourError(
+        'DP_USAGE',
+        `there are several models (${Object.keys(all).join(', ')}), and tables: tables become embeddings of one model alone; export with --format safetensors`,
+      );
+    }
+    for (const [name, each] of Object.entries(all)) {
+      await mkdir(join(to, name), { recursive: true });
+      await writeModel({ to: join(to, name), stock: { artifacts: each, weights: [] }, signal });
+    }
+    return { places: [], models: Object.keys(all) };
+  }
   const places = idPlaces(bindings, tables);
   // `predict` of a LayersModel makes [n, 1] of [n], which a layer that takes lone numbers does not take.
   const { inputs, fields = [] } = options.facts;
@@ -105,8 +126,26 @@ export async function writeLayersModel({
     tables.length > 0 || hasLone
       ? await inStockLayers(artifacts, places, tables)
       : { artifacts, weights: [] };
-  const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = stock.artifacts;
   mustFitProgram(tables, stock.weights);
+  await writeModel({ to, stock, signal });
+  for (const { keys, tables: names } of places) {
+    if (!keys) continue;
+    const bytes = new Uint8Array(keys.buffer, keys.byteOffset, keys.byteLength);
+    await writeFile(join(to, keysFile(names)), bytes);
+  }
+  return { places, models: [] };
+}
+
+/** `model.json` and `weights.bin`, the first of them last: without it nothing looks whole. */
+async function writeModel({
+  to,
+  stock,
+  signal,
+}: Pick<LayersFormatOptions, 'to'> & {
+  readonly stock: StockModel;
+  readonly signal: AbortSignal | undefined;
+}): Promise<void> {
+  const { modelTopology, weightSpecs = [], weightData = new ArrayBuffer(0) } = stock.artifacts;
   const weights = [
     ...weightSpecs,
     ...stock.weights.map(({ name, shape }) => ({
@@ -125,13 +164,7 @@ export async function writeLayersModel({
     yield new Uint8Array(dense);
     for (const { pieces } of stock.weights) yield* pieces();
   });
-  for (const { keys, tables: names } of places) {
-    if (!keys) continue;
-    const bytes = new Uint8Array(keys.buffer, keys.byteOffset, keys.byteLength);
-    await writeFile(join(to, keysFile(names)), bytes);
-  }
   await writeFile(join(to, 'model.json'), JSON.stringify(json));
-  return places;
 }
 
 /** @throws DownpourError DP_USAGE: the embeddings of tables take more bytes than `LIMITS.exportedTableBytesMax`. */

@@ -156,10 +156,10 @@ export interface Model {
   readonly execution: string;
   /** Why steps with code of others are not recorded, as far as is known; null: they are, or were not tried. */
   readonly refusal: string | null;
-  /** It has a topology: it is no function of variables, and not several models. */
+  /** It has a topology, or each of its models has one: none is a function of variables. */
   readonly hasTopology: boolean;
-  /** What `tf.loadLayersModel` reads, with the parameters loaded; null: it has none. */
-  topology(): Promise<Record<string, unknown> | null>;
+  /** What `tf.loadLayersModel` reads, with the parameters loaded, by the names of models; '': there is one. Null: it has none. */
+  topologies(): Promise<Readonly<Record<string, Record<string, unknown>>> | null>;
   dispose(): void;
 }
 
@@ -571,19 +571,34 @@ class BuiltModel implements Model {
   }
 
   get hasTopology(): boolean {
-    return this.#instance.layersModel !== null;
+    return this.#layersModels() !== null;
   }
 
-  async topology(): Promise<Record<string, unknown> | null> {
+  /** All models by name; null: one of them is a function of variables. */
+  #layersModels(): Readonly<Record<string, LayersModel>> | null {
+    const { layersModel, models } = this.#instance;
+    if (layersModel) return { '': layersModel };
+    const parts = Object.entries(models ?? {});
+    const all = parts.flatMap(([name, part]) => {
+      return part.layersModel ? [[name, part.layersModel] as const] : [];
+    });
+    return all.length > 0 && all.length === parts.length ? Object.fromEntries(all) : null;
+  }
+
+  async topologies(): Promise<Readonly<Record<string, Record<string, unknown>>> | null> {
     this.#parameters.upload();
-    let topology: Record<string, unknown> | null = null;
-    await this.#instance.layersModel?.save(
-      tf.io.withSaveHandler(async (artifacts) => {
-        topology = artifacts as unknown as Record<string, unknown>;
-        return { modelArtifactsInfo: { dateSaved: new Date(0), modelTopologyType: 'JSON' } };
-      }),
-    );
-    return topology;
+    const all = this.#layersModels();
+    if (!all) return null;
+    const topologies: Record<string, Record<string, unknown>> = {};
+    for (const [name, model] of Object.entries(all)) {
+      await model.save(
+        tf.io.withSaveHandler(async (artifacts) => {
+          topologies[name] = artifacts as unknown as Record<string, unknown>;
+          return { modelArtifactsInfo: { dateSaved: new Date(0), modelTopologyType: 'JSON' } };
+        }),
+      );
+    }
+    return topologies;
   }
 
   dispose(): void {

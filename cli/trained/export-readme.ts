@@ -16,6 +16,8 @@ interface ModelOrigin {
   /** The texts of the ids of an only input. */
   readonly vocabulary?: readonly string[];
   readonly idPlaces?: readonly AboutIds[];
+  /** The names of several models. */
+  readonly models?: readonly string[];
 }
 
 /** @param about what `downpour.json` has. */
@@ -72,6 +74,51 @@ Put this folder on a web server, and import \`predict.js\` from a module script:
 - \`predict.js\`: reads examples as the training did, and says what the outputs mean.
 ${placesText(about)}`;
 }
+
+/** The same for several models that an objective trained: each is opened alone. */
+export function readmeOfModels({ run, experiment, step, models = [] }: ModelOrigin): string {
+  const files = models
+    .map((name) => `- \`${name}/model.json\`, \`${name}/weights.bin\``)
+    .join('\n');
+  const opened = models.map((name) => {
+    return `const ${variableOf(name)} = await open('${name}');`;
+  });
+  return `# ${models.length} models for TensorFlow.js
+
+Trained by Downpour: experiment \`${experiment}\`, run \`${run}\`, step ${step}. What the models take and give is said by the experiment, whose objective
+uses them together. \`model.inputs\` and \`model.outputs\` have the shapes.
+
+## In Node.js
+
+\`\`\`sh
+npm install @tensorflow/tfjs
+\`\`\`
+
+\`\`\`js
+import { readFile } from 'node:fs/promises';
+import * as tf from '@tensorflow/tfjs';
+
+async function open(name) {
+  const { modelTopology, weightsManifest } = JSON.parse(await readFile(\`\${name}/model.json\`, 'utf8'));
+  const weightData = new Uint8Array(await readFile(\`\${name}/weights.bin\`)).buffer;
+  const weightSpecs = weightsManifest.flatMap(({ weights }) => weights);
+  return tf.loadLayersModel(tf.io.fromMemory({ modelTopology, weightSpecs, weightData }));
+}
+
+${opened.join('\n')}
+\`\`\`
+
+In a browser, use \`await tf.loadLayersModel('${models[0]}/model.json')\`.
+
+## Files
+
+${files}
+- \`downpour.json\`: where the models come from, and their data
+`;
+}
+
+/** A name of a model may be a word of JavaScript. */
+const variableOf = (name: string) => `${name}Model`;
 
 /** The only input has no name of its own. */
 const ONLY = 'inputs';

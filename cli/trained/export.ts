@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rename, rm, rmdir, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { readTensors } from '../../files/tensor-file.ts';
 import { type DataFacts, vocabularyOfField } from '../../shared/data-facts.ts';
@@ -30,7 +30,7 @@ import {
   writeEventFile,
   writeHistory,
 } from './export-course.ts';
-import { readme } from './export-readme.ts';
+import { readme, readmeOfModels } from './export-readme.ts';
 import {
   chosenTables,
   vectorsText,
@@ -73,8 +73,9 @@ async function exportTo(to: string, what: string, options: AbortableExport): Pro
       `--table is given with --format ${options.format}; it is for ${VECTOR_FORMATS.join(', ')}: leave it out, or choose one of these`,
     );
   }
+  let made: string | undefined;
   try {
-    await mkdir(to, { recursive: true });
+    made = await mkdir(to, { recursive: true });
   } catch (cause) {
     throw new DownpourError('DP_DISK', `cannot create ${to}: ${errorText(cause)}`, { cause });
   }
@@ -108,9 +109,13 @@ async function exportTo(to: string, what: string, options: AbortableExport): Pro
     } else {
       const written = await writeTfjs(copied, partial, to, options);
       about = written.about;
-      files.push('model.json', 'weights.bin', ...written.files, 'predict.js', 'README.md');
-      await writeFile(join(to, 'predict.js'), await modelScript());
-      await writeFile(join(to, 'README.md'), readme(about));
+      files.push(...written.files, 'README.md');
+      if (written.models.length === 0) {
+        files.push('predict.js');
+        await writeFile(join(to, 'predict.js'), await modelScript());
+      }
+      const text = written.models.length > 0 ? readmeOfModels : readme;
+      await writeFile(join(to, 'README.md'), text(about));
     }
     await writeFile(join(to, 'downpour.json'), `${JSON.stringify(about, null, 2)}\n`);
     files.push('downpour.json');
@@ -120,6 +125,8 @@ async function exportTo(to: string, what: string, options: AbortableExport): Pro
     });
   } finally {
     await rm(partial, { force: true });
+    // What is refused leaves no empty folder; one with files stays.
+    if (made !== undefined) await rmdir(to).catch(() => {});
   }
 }
 
@@ -226,13 +233,17 @@ async function courseFrom(id: string, options: ExportOptions): Promise<Course> {
   }
 }
 
-/** @param path of the copied tensors. @returns files beside the model, and what `downpour.json` says; of the data as they are now, where an older release kept nothing of them. */
+/** @param path of the copied tensors. @returns the files of the model or of several, and what `downpour.json` says; of the data as they are now, where an older release kept nothing of them. */
 async function writeTfjs(
   copied: Copied,
   path: string,
   to: string,
   options: AbortableExport,
-): Promise<{ readonly about: Record<string, unknown>; readonly files: readonly string[] }> {
+): Promise<{
+  readonly about: Record<string, unknown>;
+  readonly files: readonly string[];
+  readonly models: readonly string[];
+}> {
   const { facts } = copied;
   const { loadExperiment } = await import('../../worker/experiment.ts');
   const { openEngine } = await import('../../worker/engine.ts');
@@ -250,15 +261,20 @@ async function writeTfjs(
   try {
     const data = { facts: known, dataFolder, tables };
     const model = { experiment, config, tensors, log: tell, ...data };
-    const places = await writeLayersModel({ ...model, to, signal: options.signal });
-    const files = places.flatMap(({ keys, tables }) => (keys ? keysFile(tables) : []));
+    const { places, models } = await writeLayersModel({ ...model, to, signal: options.signal });
+    const folders = models.length > 0 ? models : ['.'];
+    const files = [
+      ...folders.flatMap((name) => [join(name, 'model.json'), join(name, 'weights.bin')]),
+      ...places.flatMap(({ keys, tables }) => (keys ? keysFile(tables) : [])),
+    ];
     const idPlaces = places.map(({ keys, tables, ...place }) => ({
       ...place,
       ...(keys && { keys: keysFile(tables) }),
     }));
     const about = aboutModel({ ...copied, data: { ...copied.data, facts: known } });
     const losses = lossNames(experiment, examplesLike(known));
-    return { about: { ...about, ...losses, ...(places.length > 0 && { idPlaces }) }, files };
+    const more = { ...(places.length > 0 && { idPlaces }), ...(models.length > 0 && { models }) };
+    return { about: { ...about, ...losses, ...more }, files, models };
   } finally {
     await close?.();
   }

@@ -1,11 +1,13 @@
-import { readFileSync, writeFileSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { mkdir, symlink } from 'node:fs/promises';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { EXIT } from '../../cli/options.ts';
 import { openPredictor } from '../../cli/trained/predictor.ts';
 import { modelApp } from '../../cli/trained/serve-model.ts';
-import { writeTensors } from '../../files/tensor-file.ts';
+import { readTensors, writeTensors } from '../../files/tensor-file.ts';
 import { openEngine } from '../../worker/engine.ts';
 import { loadExperiment } from '../../worker/experiment.ts';
 import { openModel } from '../../worker/serving/exported-model.ts';
@@ -121,7 +123,7 @@ const COMMANDS: Readonly<Record<string, readonly [(kind: Kind) => string[], Cell
       '--experiments',
       folder,
     ],
-    all(/predict\.js/, { models: noLayers, carried: noLayers }),
+    all(/predict\.js/, { models: /maker\/model\.json.*judge\/weights\.bin/s, carried: noLayers }),
   ],
   predict: [
     (kind) => [
@@ -344,6 +346,46 @@ describe('new examples', () => {
       expect(readme).toMatch(kind === 'fields' ? /\| place \| .*east, north/ : /of shape \[2\]/);
     },
   );
+
+  test('several models: the README of the export opens each, with the parameters of the run', async () => {
+    const exported = join(folder, 'tfjs-models');
+    const readme = readFileSync(join(exported, 'README.md'), 'utf8');
+    const [, program] = /```js\n(.*?)```/s.exec(readme)!;
+    await symlink(join(import.meta.dirname, '../../node_modules'), join(exported, 'node_modules'));
+    // The package @tensorflow/tfjs is these three.
+    const parts = ['backend-cpu', 'core', 'layers'].map((part) => {
+      return `import * as ${part.replace('-', '')} from '@tensorflow/tfjs-${part}';`;
+    });
+    const text = program!.replace(
+      "import * as tf from '@tensorflow/tfjs';",
+      `${parts.join('\n')}\nconst tf = { ...core, ...layers };`,
+    );
+    const shown = ['maker', 'judge'].map((name) => {
+      return `[...${name}Model.getWeights()].flatMap((weight) => [...weight.dataSync()])`;
+    });
+    writeFileSync(
+      join(exported, 'open.mjs'),
+      `${text}\nconsole.log('\\n' + JSON.stringify([${shown.join(', ')}]));`,
+    );
+    const { stdout } = await promisify(execFile)('node', ['open.mjs'], { cwd: exported });
+    const seen = JSON.parse(stdout.trim().split('\n').at(-1)!) as number[][];
+    const plain = out();
+    await run(['export', 'models', '--to', plain, '--experiments', folder], 'models');
+    const { tensors } = await readTensors(join(plain, 'models.safetensors'));
+    const sorted = (values: readonly number[]) => values.toSorted((a, b) => a - b);
+    for (const [i, name] of ['maker', 'judge'].entries()) {
+      const own = tensors.filter((tensor) => tensor.name.startsWith(`${name}/`));
+      expect(own.length).toBeGreaterThan(0);
+      expect(sorted(seen[i]!)).toEqual(sorted(own.flatMap(({ values }) => [...values])));
+    }
+  });
+
+  test('an export that is refused leaves no folder', async () => {
+    const to = out();
+    const args = ['export', 'carried', '--to', to, '--format', 'tfjs', '--experiments', folder];
+    expect((await run(args, 'carried')).code).not.toBe(EXIT.ok);
+    expect(existsSync(to)).toBe(false);
+  });
 
   test('that do not fit are refused with their line', async () => {
     const path = join(folder, 'bad.jsonl');

@@ -139,7 +139,7 @@ async function exported(experiment: Experiment) {
   const expected = await predicted(model);
   model.dispose();
   const options = { experiment, config, tensors, facts, dataFolder: root, log: () => {} };
-  const places = await writeLayersModel({ ...options, tables: trainedTables, to });
+  const { places } = await writeLayersModel({ ...options, tables: trainedTables, to });
   const idPlaces = places.map(({ keys, tables, ...place }) => ({
     ...place,
     ...(keys && { keys: keysFile(tables) }),
