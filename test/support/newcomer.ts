@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, delimiter, join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -126,9 +127,11 @@ export class Newcomer {
     return this.start(this.#program, args, cwd);
   }
 
-  /** What a test that has failed left running. */
-  kill(): void {
+  /** What a test that has failed left running: it may write to its folder until it has ended. */
+  async kill(): Promise<void> {
+    const gone = [...this.#children].map((child) => once(child, 'close'));
     for (const child of this.#children) child.kill('SIGKILL');
+    await Promise.all(gone);
   }
 }
 

@@ -39,7 +39,7 @@ beforeAll(async () => {
       checkpoints = await client.checkpoints('cars');
       expect(checkpoints.map(({ kind }) => kind)).toContain('final');
     },
-    { timeout: 30_000, interval: 50 },
+    { timeout: 110_000, interval: 50 },
   );
   run = await client.run('cars');
   metrics = await client.metrics('cars');

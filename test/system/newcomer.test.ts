@@ -18,8 +18,8 @@ beforeAll(() => {
   const folder = mkdtempSync(join(tmpdir(), 'downpour-newcomer-'));
   newcomer = new Newcomer({ folder, program: join(ROOT, 'bin/downpour.js') });
 });
-afterAll(() => {
-  newcomer.kill();
+afterAll(async () => {
+  await newcomer.kill();
   rmSync(newcomer.folder, { recursive: true, force: true });
 });
 

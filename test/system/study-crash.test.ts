@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -22,8 +23,11 @@ const children = new Set<ChildProcess>();
 beforeAll(() => {
   folder = mkdtempSync(join(tmpdir(), 'downpour-study-crash-'));
 });
-afterAll(() => {
+afterAll(async () => {
+  // Those that a failed test has left write to the folder until they have ended.
+  const gone = [...children].map((child) => once(child, 'close'));
   for (const child of children) child.kill('SIGKILL');
+  await Promise.all(gone);
   rmSync(folder, { recursive: true, force: true });
 });
 
