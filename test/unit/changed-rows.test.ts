@@ -53,6 +53,9 @@ const happenings = fc.array(
   { minLength: 5, maxLength: 60 },
 );
 
+const keys = (tables: RunTables) =>
+  tables.shapes.map(() => Uint32Array.from({ length: 20 }, (_, key) => key));
+
 function happen(tables: RunTables, what: string, n: number): void {
   const { shapes } = tables;
   const keys = Uint32Array.of(n, n + 1, n + 5).filter((key) => key < 20);
@@ -190,8 +193,6 @@ test('checkpoints of changes, joined, are one of all rows, whatever happens befo
 });
 
 test('the best and the final rows are of one moment, whatever happens while they are copied', async () => {
-  const keys = (tables: RunTables) =>
-    tables.shapes.map(() => Uint32Array.from({ length: 20 }, (_, key) => key));
   const inside = { copied: 0, later: 0, pretrained: 0 };
   await fc.assert(
     fc.property(happenings, fc.infiniteStream(fc.boolean()), (all, draw) => {
@@ -235,6 +236,36 @@ test('the best and the final rows are of one moment, whatever happens while they
   );
   // All of it has happened.
   for (const count of Object.values(inside)) expect(count).toBeGreaterThan(20);
+});
+
+describe('rows that nobody has changed have after a restart the initial values that they had,', () => {
+  const read = (tables: RunTables) => tables.read(keys(tables), 'f32', null);
+  const restarted = (tables: RunTables) => {
+    const again = new RunTables(CONFIG);
+    again.restore(tables.state(null, null), tables.tensors(null, null), null, null);
+    return again;
+  };
+
+  test.each(['last', 'final'] as const)('in a fork of %s of a run that began afresh', (kind) => {
+    const tables = new RunTables(CONFIG);
+    happen(tables, 'push', 3);
+    happen(tables, 'reset', 9);
+    happen(tables, 'push', 4);
+    const state = tables.state(null, null);
+    const fork = new RunTables(CONFIG);
+    fork.adopt(state, tables.beginCopy(kind, null).tensors());
+    expect(read(fork)).toEqual(read(tables));
+    expect(read(restarted(fork))).toEqual(read(tables));
+  });
+
+  test('in a run that went back to parameters from before it began afresh', () => {
+    const tables = new RunTables(CONFIG);
+    happen(tables, 'push', 3);
+    happen(tables, 'best', 0);
+    happen(tables, 'reset', 9);
+    happen(tables, 'replace', 0);
+    expect(read(restarted(tables))).toEqual(read(tables));
+  });
 });
 
 test('a capture knows the rows of a file after all rows have begun afresh, also in another life of the server', () => {

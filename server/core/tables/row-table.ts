@@ -48,6 +48,8 @@ export interface RowTableState {
   /** Σ log (1 − ε λ) over all updates. */
   readonly decay: number;
   readonly index: RowIndexState;
+  /** The initial values follow from it. Absent: that of all tables, written by an older release. */
+  readonly seed?: number;
 }
 
 /** So small that no product of it is 0 for long, instead of a factor of 0 or below. */
@@ -429,7 +431,8 @@ export class RowTable {
   // Checkpoints.
 
   state(): RowTableState {
-    return { began: this.#began, decay: this.#now.decay, index: this.#index.state() };
+    const { decay, seed } = this.#now;
+    return { began: this.#began, decay, index: this.#index.state(), seed };
   }
 
   /** Slots of rows that have values of their own, rising. */

@@ -425,8 +425,9 @@ export class RunTables {
       const known = this.#tables.filter(({ name }) => Object.hasOwn(tables, name));
       this.#rowStep = state.rowStep;
       for (const table of known) {
-        table.reset(state.seed);
-        table.restoreState(tables[table.name]!);
+        const own = tables[table.name]!;
+        table.reset(own.seed ?? state.seed);
+        table.restoreState(own);
         this.#restoreRows(table, rowsOf(table, tensors));
       }
     } else {
@@ -480,8 +481,9 @@ export class RunTables {
     this.#rowStep = state.rowStep;
     this.#seed = state.seed;
     for (const table of this.#tables) {
-      table.reset(state.seed);
-      table.restoreState(state.tables[table.name]!);
+      const own = state.tables[table.name]!;
+      table.reset(own.seed ?? state.seed);
+      table.restoreState(own);
     }
   }
 
