@@ -69,8 +69,8 @@ export class Keeper {
   readonly #registering = new Map<Promise<void>, string>();
   /** Removed runs that something is left of, and why, as the log has said. */
   readonly #uncleared = new Said();
-  /** Runs that are being removed. */
-  readonly #removing = new Set<Promise<void>>();
+  /** Runs that are being removed, or made from others. */
+  readonly #changing = new Set<Promise<unknown>>();
   /** The store has come back empty: what is read later is entered anew, too. */
   #hasForgotten = false;
   #closed = false;
@@ -138,7 +138,25 @@ export class Keeper {
    * it. The other one is left as it is; of a live one a checkpoint is written first.
    * @throws DownpourError DP_CHECKPOINT_MISSING, DP_CHECKPOINT_CORRUPT, DP_DISK or what the store throws.
    */
-  async fork(
+  fork(
+    source: Run,
+    from: Omit<NonNullable<CreateRun['fork']>, 'run'>,
+    options: Omit<RunOptions, 'fork'>,
+  ): Promise<Run> {
+    return this.#change(this.#fork(source, from, options));
+  }
+
+  /** Whoever gives all runs up waits for it: it would tell the shards of another life about a run. */
+  async #change<T>(change: Promise<T>): Promise<T> {
+    this.#changing.add(change);
+    try {
+      return await change;
+    } finally {
+      this.#changing.delete(change);
+    }
+  }
+
+  async #fork(
     source: Run,
     from: Omit<NonNullable<CreateRun['fork']>, 'run'>,
     options: Omit<RunOptions, 'fork'>,
@@ -190,9 +208,7 @@ export class Keeper {
    * @throws DownpourError DP_DISK, DP_STATE_FENCED: it stays as it was.
    */
   async remove(run: Run): Promise<void> {
-    const removing = this.#remove(run).finally(() => this.#removing.delete(removing));
-    this.#removing.add(removing);
-    await removing;
+    await this.#change(this.#remove(run));
   }
 
   async #remove(run: Run): Promise<void> {
@@ -380,7 +396,7 @@ export class Keeper {
     }
     this.#states.clear();
     this.#runs.clear();
-    await Promise.allSettled([...states.map(({ writing }) => writing), ...this.#removing]);
+    await Promise.allSettled([...states.map(({ writing }) => writing), ...this.#changing]);
   }
 
   /** Writes all that is left, and nothing after that. What fails is said, never thrown. */

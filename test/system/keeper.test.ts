@@ -276,6 +276,33 @@ test('a store that is away does not keep a server from going back to its checkpo
   await keeper.close(recovered);
 });
 
+test('when all runs are given up, a fork that is being made ends first', async () => {
+  const run = createRun({});
+  const keeper = createKeeper();
+  await keeper.register(run);
+  train(keeper, run, 3);
+  await keeper.saveNow(run);
+  const { putRun } = store;
+  let begun = false;
+  let goOn = () => {};
+  const held = new Promise<void>((resolve) => {
+    goOn = resolve;
+  });
+  store.putRun = async (...all) => {
+    begun = true;
+    await held;
+    return putRun.apply(store, all);
+  };
+  const order: string[] = [];
+  const forking = keeper.fork(run, { checkpoint: 'last' }, { ...run.options, id: 'f' });
+  const forked = forking.then(() => order.push('forked'));
+  await expect.poll(() => begun).toBe(true);
+  const abandoned = keeper.abandon().then(() => order.push('abandoned'));
+  goOn();
+  await Promise.all([forked, abandoned]);
+  expect(order).toEqual(['forked', 'abandoned']);
+});
+
 test('what else lies in the state folder keeps no run from being recovered', async () => {
   const run = createRun({});
   const keeper = createKeeper();
