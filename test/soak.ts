@@ -18,7 +18,8 @@ const count = Number(values.seeds);
 const began = performance.now();
 const sums = {
   ...{ events: 0, steps: 0, crashes: 0, failovers: 0, cuts: 0, rowSteps: 0 },
-  ...{ onShards: 0, shardsKilled: 0 },
+  ...{ onShards: 0, shardsKilled: 0, overflows: 0 },
+  ...{ withDisk: 0, written: 0, continuing: 0, spoilt: 0, back: 0, refusals: 0 },
 };
 const phases = new Map<string, number>();
 const violations: Violation[] = [];
@@ -33,6 +34,13 @@ for (let seed = first; seed < first + count; seed++) {
     sums.rowSteps += summary.rowSteps;
     if (summary.shards > 1) sums.onShards++;
     sums.shardsKilled += summary.shardsKilled;
+    sums.overflows += summary.overflows;
+    if (summary.disk) {
+      sums.withDisk++;
+      for (const name of ['written', 'continuing', 'spoilt', 'back', 'refusals'] as const) {
+        sums[name] += summary.disk[name];
+      }
+    }
     phases.set(summary.phase, (phases.get(summary.phase) ?? 0) + 1);
     if (count === 1) console.log(summary);
   } catch (error) {
@@ -51,6 +59,6 @@ for (let seed = first; seed < first + count; seed++) {
   }
 }
 console.log(
-  `${count} seeds, ${sums.events} events, ${sums.steps} steps, ${sums.crashes} crashes of the server, ${sums.failovers} of them with a standby, ${sums.cuts} cut connections, ${sums.rowSteps} updates of rows, ${sums.onShards} clusters with shards, ${sums.shardsKilled} shards killed: ${violations.length} violations (${[...phases].map(([phase, n]) => `${n} ${phase}`).join(', ')})`,
+  `${count} seeds, ${sums.events} events, ${sums.steps} steps, ${sums.crashes} crashes of the server, ${sums.failovers} of them with a standby, ${sums.cuts} cut connections, ${sums.rowSteps} updates of rows, ${sums.onShards} clusters with shards, ${sums.shardsKilled} shards killed, ${sums.overflows} updates that overflowed on a shard, ${sums.withDisk} clusters with a disk, ${sums.written} checkpoints on it (${sums.continuing} of changed rows), ${sums.spoilt} files spoilt, ${sums.back} times an older checkpoint came back, ${sums.refusals} writes refused by a full disk: ${violations.length} violations (${[...phases].map(([phase, n]) => `${n} ${phase}`).join(', ')})`,
 );
 process.exit(violations.length > 0 ? 1 : 0);

@@ -11,7 +11,7 @@ import type { RunConfig } from '../../shared/config.ts';
 import { createLayout, type Layout, layoutSpecs, type TensorSpec } from '../../shared/layout.ts';
 import type { PushKind } from '../../shared/local-steps.ts';
 import type { Range } from '../../shared/partition.ts';
-import type { Saved } from './simulator.ts';
+import type { Saved } from './simulated-state.ts';
 import {
   areSameBytes,
   joinedBytes,
@@ -189,18 +189,21 @@ export function virtualTimers(
 export interface SentParts {
   /** Absent: a gradient, or initial parameters. */
   readonly kind?: PushKind | undefined;
+  /** Absent: all of the parameters. */
+  readonly fragment?: number | undefined;
   readonly rows: readonly (PushedRows | undefined)[];
   readonly payloads: readonly Uint8Array[];
 }
 
-/** The parts without rows and keys, one after the other. */
-export const denseParts = ({ rows, payloads }: SentParts): Uint8Array =>
-  joinedBytes(
-    payloads.map((payload, k) => {
-      const { bytes = 0, wanted = 0 } = rows[k] ?? {};
-      return payload.subarray(0, payload.length - bytes - wanted);
-    }),
-  );
+/** The parts without rows and keys. */
+const partsWithoutRows = ({ rows, payloads }: SentParts): Uint8Array[] =>
+  payloads.map((payload, k) => {
+    const { bytes = 0, wanted = 0 } = rows[k] ?? {};
+    return payload.subarray(0, payload.length - bytes - wanted);
+  });
+
+/** The same, one after the other. */
+export const denseParts = (sent: SentParts): Uint8Array => joinedBytes(partsWithoutRows(sent));
 
 /** Rows beside it. */
 export interface RowsWatch {
@@ -229,12 +232,16 @@ const NOTHING = new Float32Array();
 /** All that a shard, or a server, has, as it is. */
 export const liveValues = ({ kept }: Parameters): Float32Array => kept.vectors()[0]![1];
 
-/** One shard with all parameters of a run, which is told what the others are told. */
+/**
+ * One shard with all parameters of a run, which is told what the others are told. A fragment has its share of each range, and
+ * what overflows on one shard does not on another one: then it is several, one for each range.
+ */
 export class WholeShard {
   readonly #violate: Violate;
   readonly #pool: ShardPool;
   readonly #config: RunConfig;
-  readonly #whole: Shard;
+  /** One for each range, or one for all. */
+  readonly #whole: readonly Shard[];
   rows: RowsWatch | null = null;
   #ranges: readonly Range[] = [];
   /** Number of the newest command; 0: the shards are given a checkpoint. */
@@ -247,31 +254,43 @@ export class WholeShard {
   readonly #sent = new Map<string, SentParts[]>();
   /** The push that is being decided on. */
   #coming: SentParts | null = null;
-  /** What workers are sent, by session and number. */
-  readonly #pulls: Map<string, Uint8Array>;
+  /** An update overflowed on one of the shards, and the others have made it. */
+  isTorn = false;
   #initialRows: Uint8Array | null = null;
 
-  /** @param pulls what workers are sent, by session and number: they may have it when there is another one of this. */
+  /**
+   * @param pulls what workers are sent, by session and number: they may have it when there is another one of this.
+   * @param isByRanges there is one for each range.
+   */
   constructor(
     violate: Violate,
     pool: ShardPool,
     config: RunConfig,
     pulls: Map<string, Uint8Array>,
+    isByRanges = false,
   ) {
     this.#violate = violate;
     this.#pool = pool;
-    this.#pulls = pulls;
     this.#config = config;
     this.#under = Array.from({ length: pool.count }, () => []);
-    this.#whole = new Shard(0, 1, {
-      landed: (_of, _squares, problem) => {
-        if (problem !== null) violate(3, `a push was admitted, and is as a whole: ${problem}`);
-      },
-      initialLanded: () => {},
-      overflowed: () => violate(7, 'parameters overflowed on one shard with all of them'),
-      send: (session, { pull }, _snapshot, parts) =>
-        void this.#pulls.set(`${session} ${pull}`, joinedBytes(parts)),
-      ...{ sendRows: () => {}, rowFacts: () => {} },
+    const count = isByRanges ? pool.count : 1;
+    this.#whole = Array.from({ length: count }, (_, index) => {
+      return new Shard(index, count, {
+        landed: (_of, _squares, problem) => {
+          if (problem !== null) violate(3, `a push was admitted, and is as a whole: ${problem}`);
+        },
+        initialLanded: () => {},
+        overflowed: () => {
+          if (!isByRanges) violate(7, 'parameters overflowed on one shard with all of them');
+          this.isTorn = true;
+        },
+        send: (session, { pull }, _snapshot, parts) => {
+          const name = `${session} ${pull}`;
+          const before = index > 0 ? [pulls.get(name)!] : [];
+          pulls.set(name, joinedBytes([...before, ...parts]));
+        },
+        ...{ sendRows: () => {}, rowFacts: () => {} },
+      });
     });
     pool.tell = (parts, command) => {
       this.#obey(command);
@@ -296,21 +315,33 @@ export class WholeShard {
     this.rows?.told(this.#command);
   }
 
-  #held() {
-    return this.#whole.heldOf('r');
-  }
-
   get values(): Float32Array | null {
-    const held = this.#held();
-    return held && liveValues(held.parameters);
+    const parts = this.#whole.map((shard) => {
+      const held = shard.heldOf('r');
+      return held && liveValues(held.parameters);
+    });
+    if (!parts.every((part) => part !== null)) return null;
+    return parts.length === 1 ? parts[0]! : concatFloats(parts);
   }
 
-  #execute(command: ShardCommand, values: Float32Array = NOTHING): void {
-    this.#whole.execute(command, values);
+  #execute(command: ShardCommand): void {
+    for (const shard of this.#whole) shard.execute(command, NOTHING);
+  }
+
+  /** A whole vector. */
+  #write(name: string, values: Float32Array): void {
+    const of = { kind: 'write', run: 'r', name, start: 0 } as const;
+    if (this.#whole.length === 1) this.#whole[0]!.execute(of, values);
+    else {
+      for (const [k, { start, end }] of this.#ranges.entries()) {
+        this.#whole[k]!.execute(of, values.slice(start, end));
+      }
+    }
   }
 
   #obey(command: ShardCommand): void {
     if (command.kind === 'restoreRows') return;
+    this.begin();
     this.#count();
     const { kind } = command;
     if (kind === 'create') {
@@ -323,6 +354,7 @@ export class WholeShard {
       if (kind === 'apply' || kind === 'collect') this.#land(command.session, command.sequence);
       this.#execute(command);
     }
+    if (kind === 'initialise' || kind === 'replace') this.isTorn = false;
     if (CHANGING.includes(kind)) this.#note();
   }
 
@@ -335,14 +367,15 @@ export class WholeShard {
   #land(session: string, sequence: number | null): void {
     const run = 'r';
     const of = { encoding: 'f32' as const, room: null, release: () => {} };
-    if (sequence === null) {
-      const [sent] = this.#sent.get(session)!;
-      this.#whole.initialPart(run, session, this.#grant, { ...of, payload: denseParts(sent!) });
-      return;
+    const sent = sequence === null ? this.#sent.get(session)![0]! : this.#coming!;
+    const payloads = this.#whole.length === 1 ? [denseParts(sent)] : partsWithoutRows(sent);
+    const { kind, fragment } = sent;
+    const how = { ...(kind && { kind }), ...(fragment !== undefined && { fragment }) };
+    for (const [k, shard] of this.#whole.entries()) {
+      const part = { ...of, payload: payloads[k]! };
+      if (sequence === null) shard.initialPart(run, session, this.#grant, part);
+      else shard.part({ run, session, sequence }, { ...part, ...how });
     }
-    const { kind } = this.#coming!;
-    const payload = denseParts(this.#coming!);
-    this.#whole.part({ run, session, sequence }, { ...of, payload, ...(kind && { kind }) });
   }
 
   #note(): void {
@@ -404,6 +437,21 @@ export class WholeShard {
 
   // A checkpoint.
 
+  /** What it goes on from, before the first command; null: it has. */
+  #begins: (() => void) | null = null;
+
+  /** The others are given a checkpoint, by who reads it. It goes on from it as well, before their first command. */
+  restoring(saved: Saved, layout: Layout, best: number): void {
+    this.#begins = () => this.restored(saved, layout, best);
+  }
+
+  /** The others have their checkpoint. */
+  begin(): void {
+    const begins = this.#begins;
+    this.#begins = null;
+    begins?.();
+  }
+
   /** Goes on from a checkpoint, as the others. Those are told meanwhile; what they are told from now on is looked at. */
   restored(
     { state, tensors }: Pick<Saved, 'state' | 'tensors'>,
@@ -415,10 +463,10 @@ export class WholeShard {
     this.#create(layoutSpecs(layout));
     const of = (name: string) => tensors.find((tensor) => tensor.name === name)!.values;
     const all = concatFloats(layout.tensors.map(({ name }) => of(name)));
-    this.#execute({ kind: 'write', run, name: VECTOR, start: 0 }, all);
+    this.#write(VECTOR, all);
     for (const { name, values } of tensors) {
       if (!name.startsWith('@') || isOfRows(name)) continue;
-      this.#execute({ kind: 'write', run, name, start: 0 }, values);
+      this.#write(name, values);
     }
     const workers = state.workers.map(([key, sequence]) => [key, sequence] as const);
     const parameters = state.parameters!;

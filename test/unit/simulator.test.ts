@@ -1,3 +1,4 @@
+import { readdir, rm } from 'node:fs/promises';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { Leases } from '../../server/core/leases.ts';
 import { Bounded } from '../../server/core/modes/bounded.ts';
@@ -11,20 +12,23 @@ import { Shard } from '../../server/core/shard.ts';
 import { ShardRows } from '../../server/core/shard-rows.ts';
 import { Snapshot } from '../../server/core/snapshot.ts';
 import { RowTable } from '../../server/core/tables/row-table.ts';
+import { RowsOnDisk } from '../../server/core/tables/rows-on-disk.ts';
 import { RunTables } from '../../server/core/tables/run-tables.ts';
 import { VECTOR } from '../../server/core/vectors.ts';
 import { Gathering } from '../../server/fleet/gathering.ts';
 import { Replication } from '../../server/standby/replication.ts';
 import { bytesOf } from '../../shared/codec.ts';
+import { SimulatedDisk } from '../support/simulated-disk.ts';
 import { type Sabotage, simulate, Violation } from '../support/simulator.ts';
 
 /** A quick slice; `npm run soak -- --seeds 10000` is for nights. docs/reliability.md has the invariants. */
-const SEEDS = 60;
+const SEEDS = 48;
 
 test('clusters with faults keep all invariants', async () => {
   const sums = {
     ...{ crashes: 0, failovers: 0, cuts: 0, steps: 0, rowSteps: 0, finished: 0 },
     ...{ onShards: 0, shardsKilled: 0 },
+    ...{ continuing: 0, spoilt: 0, back: 0, refusals: 0 },
   };
   for (let seed = 0; seed < SEEDS; seed++) {
     const summary = await simulate(seed);
@@ -35,17 +39,25 @@ test('clusters with faults keep all invariants', async () => {
     sums.rowSteps += summary.rowSteps;
     if (summary.shards > 1) sums.onShards++;
     sums.shardsKilled += summary.shardsKilled;
+    sums.continuing += summary.disk?.continuing ?? 0;
+    sums.spoilt += summary.disk?.spoilt ?? 0;
+    sums.back += summary.disk?.back ?? 0;
+    sums.refusals += summary.disk?.refusals ?? 0;
     if (summary.phase === 'finished') sums.finished++;
   }
   // Else it would show nothing.
   expect(sums.finished).toBe(SEEDS);
   expect(sums.crashes).toBeGreaterThan(SEEDS);
-  expect(sums.failovers).toBeGreaterThan(SEEDS / 4);
+  expect(sums.failovers).toBeGreaterThan(SEEDS / 8);
   expect(sums.cuts).toBeGreaterThan(SEEDS);
   expect(sums.steps).toBeGreaterThan(20 * SEEDS);
   expect(sums.rowSteps).toBeGreaterThan(5 * SEEDS);
   expect(sums.onShards).toBeGreaterThan(SEEDS / 8);
   expect(sums.shardsKilled).toBeGreaterThan(SEEDS / 4);
+  expect(sums.continuing).toBeGreaterThan(SEEDS);
+  expect(sums.spoilt).toBeGreaterThan(SEEDS / 4);
+  expect(sums.back).toBeGreaterThan(SEEDS / 8);
+  expect(sums.refusals).toBeGreaterThan(SEEDS / 4);
 }, 240_000);
 
 test('the same seed is the same history', async () => {
@@ -140,7 +152,7 @@ describe('a broken server is caught:', () => {
     const violation = await caught();
     expect(violation.invariant).toBe(4);
     expect(violation.message).toContain('the clocks of workers are');
-  });
+  }, 120_000);
 
   test('3, it applies the rows of a push twice', async () => {
     const real = RunTables.prototype.apply;
@@ -198,10 +210,46 @@ describe('a broken server is caught:', () => {
     expect(violation.message).toContain('the rows of the standby at row step');
   }, 120_000);
 
+  describe('with a disk,', () => {
+    test('3, rows that change right after a checkpoint are not in the next one', async () => {
+      const { begin } = RowsOnDisk.prototype;
+      vi.spyOn(RowsOnDisk.prototype, 'begin').mockImplementation(function (
+        this: RowsOnDisk,
+        rowStep,
+      ) {
+        Reflect.apply(begin, this, [rowStep + 1]);
+      });
+      const violation = await caught({}, 60, 19);
+      expect(violation.invariant).toBe(3);
+      expect(violation.message).toContain('was restored with other values');
+    }, 120_000);
+
+    test('2, it does not force its checkpoints to the disk', async () => {
+      vi.spyOn(SimulatedDisk.prototype, 'sync').mockResolvedValue();
+      const violation = await caught({}, 60);
+      expect(violation.invariant).toBe(2);
+      expect(violation.message).toContain('is not on the disk any more');
+    });
+
+    test('2, it removes what its newest checkpoint continues', async () => {
+      const prune: Sabotage['prune'] = async (folder) => {
+        const newest = (name: string) => Number(/-(\d+)\.\w+$/.exec(name)?.[1] ?? 0);
+        const names = (await readdir(folder)).filter((name) => /-last-\d+\.\w+$/.test(name));
+        const most = Math.max(...names.map(newest));
+        for (const name of names) if (newest(name) < most) await rm(`${folder}/${name}`);
+        return [];
+      };
+      const violation = await caught({ prune }, 60, 19);
+      expect(violation.invariant).toBe(2);
+      expect(violation.message).toContain('is not on the disk any more');
+    }, 120_000);
+  });
+
   describe('with shards,', () => {
-    /** Seeds of two clusters with shards: parameters on both, and rows of tables on both. */
+    /** Seeds of clusters with shards: with parameters, rows of tables and fragments on several. */
     const DENSE = 3;
     const ROWS = 16;
+    const FRAGMENTS = 161;
     /** A part of the parameters; the shard with which others are compared has all. */
     const isPart = (shard: Shard) => (shard.heldOf('r')?.layout.size ?? 0) < 2 ** 15;
 
@@ -241,6 +289,20 @@ describe('a broken server is caught:', () => {
       const violation = await caught({}, 20, DENSE);
       expect(violation.invariant).toBe(3);
       expect(violation.message).toMatch(/a checkpoint of step \d+ has other parameters/);
+    });
+
+    test('3, one of them misses updates of fragments', async () => {
+      const { execute } = Shard.prototype;
+      let updates = 0;
+      vi.spyOn(Shard.prototype, 'execute').mockImplementation(function (this: Shard, ...all) {
+        const [command] = all;
+        const isUpdate = command.kind === 'apply' || command.kind === 'combine';
+        const isLost = isUpdate && command.options.fragment !== undefined;
+        if (!isLost || ++updates % 7 > 0) Reflect.apply(execute, this, all);
+      });
+      const violation = await caught({}, 20, FRAGMENTS);
+      expect(violation.invariant).toBe(3);
+      expect(violation.message).toContain('are not those of one shard with all of them');
     });
 
     test('6, it decides on a push before its last part has come', async () => {
