@@ -145,9 +145,27 @@ function certificateWords(
   return `; perhaps the server does not take ${name}, signed by ${issuer.replaceAll('\n', ', ')}: it must be signed by the authority of the server's --tls-ca`;
 }
 
-/** The same error, with what our certificate has to do with it. */
+/** Codes of Node.js for a certificate that no authority which is known here has signed. */
+const UNTRUSTED = new Set([
+  ...['UNABLE_TO_VERIFY_LEAF_SIGNATURE', 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY'],
+  ...['SELF_SIGNED_CERT_IN_CHAIN', 'DEPTH_ZERO_SELF_SIGNED_CERT'],
+]);
+
+/** What is to be done about the certificate of the server, after the words of OpenSSL; empty: nothing. */
+function serverWords({ code = '' }: NodeJS.ErrnoException): string {
+  if (UNTRUSTED.has(code)) {
+    return '; if an authority of your own has signed the certificate of that server, name its file by --tls-ca, or by NODE_EXTRA_CA_CERTS for a server that reaches shards or a primary';
+  }
+  if (code === 'CERT_HAS_EXPIRED') return '; it is that of the server, which needs a new one';
+  if (code === 'CERT_NOT_YET_VALID') {
+    return '; it is that of the server: set the clock of this machine right, or that of the server';
+  }
+  return '';
+}
+
+/** The same error, with what the certificates of both sides have to do with it. */
 export function withCertificate(error: Error, tls: Pick<ConnectionOptions, 'cert'>): Error {
-  const words = certificateWords(tls, error);
+  const words = serverWords(error) || certificateWords(tls, error);
   if (words === '') return error;
   return Object.assign(new Error(error.message + words), {
     code: (error as NodeJS.ErrnoException).code,

@@ -198,7 +198,9 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     for (const trust of [{}, { ca: strangers.ca }]) {
       await expect(rest(url, trust, 'secret').runs()).rejects.toMatchObject({
         code: 'DP_SERVER_UNREACHABLE',
-        message: expect.stringMatching(/certificate|signed/),
+        message: expect.stringMatching(
+          /certificate.*; if an authority of your own has signed .*--tls-ca, or by NODE_EXTRA_CA_CERTS/,
+        ),
       });
     }
     await expect(
@@ -318,6 +320,27 @@ describe.skipIf(!hasOpenssl() && !process.env.CI)('TLS (openssl makes the certif
     await vi.waitFor(() => expect(told.join()).toContain('connected to'), 40_000);
     expect(await rests.runs()).toEqual([]);
   }, 120_000);
+
+  test('what is wrong with the certificate of a server is told with what to do about it', async () => {
+    const { url } = await start({ tls: authority.issue('old', -1) });
+    await expect(rest(url, { ca: authority.ca }).runs()).rejects.toThrow(
+      /certificate has expired; it is that of the server, which needs a new one/,
+    );
+    // A server that reaches its shards is a client of theirs.
+    const state = join(folder, `state-${states++}`);
+    const stop = new AbortController();
+    const shard = await runShard({
+      ...{ host: '127.0.0.1', port: 0, state, tls: server, signal: stop.signal },
+    });
+    ends.push(async () => {
+      stop.abort();
+      await shard.closed;
+    });
+    await expect(start({ state, shards: 2, shardsFrom: 'store' })).rejects.toMatchObject({
+      code: 'DP_SHARD_LOST',
+      message: expect.stringMatching(/^shard 1 at wss:.*verify.*NODE_EXTRA_CA_CERTS/),
+    });
+  });
 
   test('nobody is told of certificates where they are not the reason', async () => {
     const { url } = await start({ tls: { ...server, ca: authority.ca }, token: 'secret' });
