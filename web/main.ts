@@ -54,18 +54,30 @@ const isLoggedOut = () => state.login.role === null;
 /** `#/runs/name` and the like. */
 function route(): View {
   if (isLoggedOut()) return loginView(start);
-  const [place = '', name] = location.hash.replace(/^#\/?/, '').split('?')[0]!.split('/');
+  const [place = '', given] = location.hash.replace(/^#\/?/, '').split('?')[0]!.split('/');
+  const name = given === undefined ? undefined : decoded(given);
+  if (name === null) return noPage();
   if (place === '' || (place === 'runs' && name === undefined)) return runsView();
-  if (place === 'runs') return runView(decodeURIComponent(name!));
-  if (place === 'studies')
-    return name === undefined ? studiesView() : studyView(decodeURIComponent(name));
+  if (place === 'runs') return runView(name!);
+  if (place === 'studies') return name === undefined ? studiesView() : studyView(name);
   if (place === 'compare') return compareView();
   if (place === 'cluster') return clusterView();
-  return {
-    title: 'Not found',
-    element: emptyState('Nothing here', 'There is no such page.'),
-    update: () => {},
-  };
+  return noPage();
+}
+
+const noPage = (): View => ({
+  title: 'Not found',
+  element: emptyState('Nothing here', 'There is no such page.'),
+  update: () => {},
+});
+
+/** A part of an address; null: it cannot be decoded, such as `%ff`. */
+function decoded(part: string): string | null {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return null;
+  }
 }
 
 function show(): void {

@@ -98,6 +98,14 @@ describe.skipIf(skipped)('the dashboard', () => {
     await page.goto(`${cluster.url}/#/runs/digits-live`);
     await page.getByRole('heading', { name: 'digits-live' }).waitFor();
     await page.getByText('observer').waitFor();
+    // An address that was cut off in the midst of a name, and the way back.
+    for (const place of ['runs/%ff', 'studies/%E0%A4', 'nowhere/else']) {
+      await page.goto(`${cluster.url}/#/${place}`);
+      await page.getByText('There is no such page.').waitFor();
+      await page.goto(`${cluster.url}/#/runs/digits-live`);
+      await page.getByRole('heading', { name: 'digits-live' }).waitFor();
+    }
+    expect(problems.filter((problem) => problem.includes('URI'))).toEqual([]);
     for (const name of ['Stop', 'Resume', 'Checkpoint', 'New run']) {
       expect(await page.getByRole('button', { name, exact: true }).count(), name).toBe(0);
     }
