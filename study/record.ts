@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { makeFolder, writeFileAtomic } from '../files/atomic-file.ts';
+import { makeFolder, sha256Of, writeFileAtomic } from '../files/atomic-file.ts';
 import { DownpourError, errorText } from '../shared/errors.ts';
 
 /** What a study writes: its record, which a crash must not tear, and its results. */
@@ -56,7 +56,7 @@ export async function openRecord<T>(
   const path = join(folder, 'study.json');
   const save = (trials: readonly T[]) => {
     const file: RecordFile<T> = { version: 1, study, signature, trials };
-    return writeWhole(path, `${JSON.stringify(file)}\n`);
+    return writeWhole(path, withSum(JSON.stringify(file)));
   };
   let text: string;
   try {
@@ -69,13 +69,22 @@ export async function openRecord<T>(
   }
   let file: RecordFile<T>;
   try {
+    mustHaveItsSum(text);
     file = JSON.parse(text) as RecordFile<T>;
-    if (file.version !== 1 || !Array.isArray(file.trials)) throw new Error('it is no record');
+    if (!Number.isInteger(file?.version) || !Array.isArray(file.trials)) {
+      throw new Error('it is no record');
+    }
   } catch (cause) {
     throw new DownpourError(
       'DP_USAGE',
       `${path} is damaged (${errorText(cause)}): take it away; what the server still has is read back from it`,
       { cause },
+    );
+  }
+  if (file.version !== 1) {
+    throw new DownpourError(
+      'DP_USAGE',
+      `${path} is of version ${file.version}, and this release reads version 1: go on with the release that wrote it, or give this study another --name or --out`,
     );
   }
   if (file.study !== study || file.signature !== signature) {
@@ -85,4 +94,19 @@ export async function openRecord<T>(
     );
   }
   return { path, trials: file.trials, save };
+}
+
+// The checksum is the last field, of all that stands before it. A wrong digit in a record would be a wrong result without a word.
+const SUM = /,"sha256":"([0-9a-f]{64})"\}\n$/;
+
+const withSum = (json: string) =>
+  `${json.slice(0, -1)},"sha256":"${sha256Of(Buffer.from(json))}"}\n`;
+
+/** Records of older releases have none. Throws an Error that says in a few words what is wrong. */
+function mustHaveItsSum(text: string): void {
+  const [end, sum] = SUM.exec(text) ?? [];
+  if (end === undefined) return;
+  if (sum !== sha256Of(Buffer.from(`${text.slice(0, -end.length)}}`))) {
+    throw new Error('its content does not have the checksum that it carries');
+  }
 }

@@ -43,6 +43,49 @@ describe('the record of a study', () => {
     expect(await readFile(path, 'utf8')).toBe(half);
   });
 
+  test('with one wrong digit is damaged, wherever the digit is', async () => {
+    const { path, save } = await open();
+    await save([12_345, 0.5]);
+    const text = await readFile(path, 'utf8');
+    for (const [from, to] of [
+      ['12345', '12346'],
+      ['0.5', '0.7'],
+      ['[12345', '[null,12345'],
+      [/"sha256":"./.exec(text)![0], '"sha256":"-'],
+    ] as const) {
+      const wrong = text.replace(from, to);
+      expect(wrong).not.toBe(text);
+      await writeFile(path, wrong);
+      if (from.startsWith('"sha256')) expect((await open()).trials).toEqual([12_345, 0.5]);
+      else await expect(open()).rejects.toThrow(/is damaged \(.*checksum.*take it away/);
+    }
+  });
+
+  test('of an older release has no checksum, and is gone on with', async () => {
+    const { path, save } = await open();
+    await save([1]);
+    const text = await readFile(path, 'utf8');
+    await writeFile(path, text.replace(/,"sha256":"[0-9a-f]{64}"/, ''));
+    const record = await open();
+    expect(record.trials).toEqual([1]);
+    await record.save([1, 2]);
+    expect(await readFile(path, 'utf8')).toContain('"sha256"');
+  });
+
+  test('of another version is not called damaged: it must not be taken away', async () => {
+    const { path } = await open();
+    const content = { version: 2, study: 'search', signature: 'a', trials: [] };
+    await (await open()).save([]);
+    await writeFile(path, JSON.stringify(content));
+    await expect(open()).rejects.toThrow(
+      /is of version 2, and this release reads version 1: go on with/,
+    );
+    for (const no of [null, [], { trials: [] }, { version: 1, trials: {} }]) {
+      await writeFile(path, JSON.stringify(no));
+      await expect(open()).rejects.toThrow(/is damaged \(it is no record\)/);
+    }
+  });
+
   test('that cannot be written says why, and which option names another place', async () => {
     const { save } = await open();
     await writeFile(join(folder, 'out'), 'a file where the folder should be');
