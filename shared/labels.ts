@@ -6,7 +6,7 @@ import { LIMITS } from './limits.ts';
 
 const closed = { additionalProperties: false } as const;
 /** No control characters, and no comma, which separates tags. */
-const TAG_PATTERN = '^[^\\s,\\u0000-\\u001f\\u007f]+$';
+export const TAG_PATTERN = '^[^\\s,\\u0000-\\u001f\\u007f]+$';
 
 export const Tag = Type.String({ pattern: TAG_PATTERN, maxLength: LIMITS.labelTagLengthMax });
 export const Tags = Type.Array(Tag, { maxItems: LIMITS.labelTagCountMax });

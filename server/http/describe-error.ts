@@ -1,6 +1,14 @@
 import type { FastifyError } from 'fastify';
+import { NAME_PATTERN } from '../../shared/config.ts';
 import { DownpourError, type ErrorCode, errorText } from '../../shared/errors.ts';
+import { TAG_PATTERN } from '../../shared/labels.ts';
 import { LIMITS } from '../../shared/limits.ts';
+
+/** What a text of a pattern is, for people who did not mean to write a pattern. */
+const PATTERN_WORDS: Readonly<Record<string, string>> = {
+  [NAME_PATTERN]: `1 to 64 lower-case letters, digits, '-' and '_', the first a letter or digit, such as 'my-run-2'`,
+  [TAG_PATTERN]: 'a tag without spaces and commas: two tags are given one after the other',
+};
 
 /** What the answer to a request says of an error. */
 export function describeError(
@@ -11,7 +19,10 @@ export function describeError(
   if ('validation' in error && error.validation) {
     const lines = error.validation.map(({ instancePath, message, params }) => {
       const extra = (params as { additionalProperty?: string }).additionalProperty;
-      return `${error.validationContext ?? 'body'}${instancePath.replaceAll('/', '.')} ${message}${extra ? `: '${extra}'` : ''}`;
+      const { pattern } = params as { pattern?: string };
+      const words = pattern === undefined ? undefined : PATTERN_WORDS[pattern];
+      const said = words === undefined ? message : `must be ${words}`;
+      return `${error.validationContext ?? 'body'}${instancePath.replaceAll('/', '.')} ${said}${extra ? `: '${extra}'` : ''}`;
     });
     return { code: 'DP_BODY_INVALID', message: lines.join('; ') };
   }

@@ -148,7 +148,7 @@ describe('train', () => {
     [{ worker: 1 } as TrainOptions, /train has no option 'worker'; did you mean 'workers'\?/],
     [{ epochs: 1 } as TrainOptions, /train has no option 'epochs'; known: workers, config/],
     [{ config: { epochsMax: -1 } }, /epochsMax/],
-    [{ run: 'no name!' }, /id must match pattern/],
+    [{ run: 'no name!' }, /id must be 1 to 64 lower-case letters, digits, '-' and '_'/],
   ])('refuses %o', async (wrong, says) => {
     await expect(train(line(), options(wrong))).rejects.toThrow(says);
   });

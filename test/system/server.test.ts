@@ -742,12 +742,22 @@ describe('REST', () => {
       [{ ...body, config: { minibatchSize: '3' } }, 'DP_CONFIG_INVALID', /minibatchSize is "3"/],
       [{ ...body, experiment: '../../etc/passwd' }, 'DP_BODY_INVALID', /experiment/],
       [{ experiment: 'regression' }, 'DP_BODY_INVALID', /experimentHash/],
+      // In words, and not as a pattern.
+      [
+        { ...body, id: 'My run' },
+        'DP_BODY_INVALID',
+        /^body\.id must be 1 to 64 lower-case letters/,
+      ],
     ];
     for (const [json, code, message] of wrong) {
       const answer = await request('POST', `${url}/runs`, json);
       expect(answer).toMatchObject({ status: 400, body: { code } });
       expect((answer.body as { message: string }).message).toMatch(message);
     }
+    expect(await request('PATCH', `${url}/runs/any`, { addTags: ['two words'] })).toMatchObject({
+      status: 400,
+      body: { message: expect.stringMatching(/^body\.addTags\.0 must be a tag without spaces/) },
+    });
     expect(await request('GET', `${url}/runs/nowhere`)).toMatchObject({
       status: 404,
       body: { code: 'DP_RUN_UNKNOWN' },
