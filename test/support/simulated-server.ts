@@ -46,8 +46,8 @@ import {
 } from './virtual-network.ts';
 
 const NO_BYTES = new Uint8Array();
-/** Longer than a message of a shard takes, whatever befalls it. */
-const GO_BACK_MS = 30_000;
+/** Longer than a message of a shard takes, where nobody stands still. */
+const GO_BACK_MS = 10_000;
 const CREATED_AT = '2026-01-01T00:00:00.000Z';
 
 /** The numbers of a run themselves. What it tells is a copy of all of them, which takes most of the time of a cluster. */
@@ -1075,8 +1075,12 @@ export class SimulatedServer {
     const known = this.#vectors.get(at);
     if (known && isJoined(known, parts)) return;
     const vector = concatFloats(parts);
-    if (!vector.every(Number.isFinite)) {
-      simulation.violate(7, `parameters at step ${run.step} are not finite: ${vector}`);
+    const bad = vector.findIndex((x) => !Number.isFinite(x));
+    if (bad >= 0) {
+      simulation.violate(
+        7,
+        `parameters at step ${run.step} are not finite: ${vector[bad]}, of ${vector.length} number ${bad}`,
+      );
     }
     if (known) simulation.violate(3, `the parameters changed within step ${run.step}`);
     this.#vectors.set(at, vector);
@@ -1109,13 +1113,14 @@ export class SimulatedServer {
 
   /** Others have made the update that one of the shards could not make: the run must go back. */
   #checkOverflow(run: Run): void {
-    const { now } = this.#simulation;
+    const { now, shards } = this.#simulation;
     if (!this.whole?.isTorn || run.over) this.#overflowedAt = null;
     else if (this.#overflowedAt === null) {
       this.overflows++;
       this.#overflowedAt = now;
     }
-    if (now - (this.#overflowedAt ?? now) < GO_BACK_MS) return;
+    const stood = Math.max(this.#haltedUntil, ...shards.map(({ haltedUntil }) => haltedUntil));
+    if (now - Math.max(this.#overflowedAt ?? now, stood) < GO_BACK_MS) return;
     this.#simulation.violate(
       7,
       `the parameters of a shard overflowed, and the run did not go back for ${GO_BACK_MS} ms`,

@@ -40,7 +40,8 @@ export class SimulatedShard implements VirtualHost {
   server: ShardServer | null = null;
   #ends = new Set<VirtualEnd>();
   #goneAt = 0;
-  #haltedUntil = 0;
+  /** It stands still up to then. */
+  haltedUntil = 0;
   #life = 0;
   /** Told after each command that it has obeyed. */
   obeyed: () => void = () => {};
@@ -95,7 +96,7 @@ export class SimulatedShard implements VirtualHost {
     const { now } = this.#world;
     const life = this.#life;
     const again = () => life === this.#life && this.enter(act);
-    if (this.#haltedUntil > now) this.#world.at(this.#haltedUntil - now, again);
+    if (this.haltedUntil > now) this.#world.at(this.haltedUntil - now, again);
     else if (this.server) act();
   };
 
@@ -110,7 +111,7 @@ export class SimulatedShard implements VirtualHost {
   }
 
   halt(ms: number): void {
-    this.#haltedUntil = Math.max(this.#haltedUntil, this.#world.now + ms);
+    this.haltedUntil = Math.max(this.haltedUntil, this.#world.now + ms);
   }
 
   /** kill -9; it is started again. */
@@ -119,7 +120,7 @@ export class SimulatedShard implements VirtualHost {
     this.server = null;
     this.#life++;
     this.#goneAt = this.#world.now;
-    this.#haltedUntil = 0;
+    this.haltedUntil = 0;
     for (const end of this.#ends) end.died();
     this.#ends = new Set();
     this.#world.at(downMs, () => this.#start());

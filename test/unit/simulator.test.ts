@@ -246,10 +246,11 @@ describe('a broken server is caught:', () => {
   });
 
   describe('with shards,', () => {
-    /** Seeds of clusters with shards: with parameters, rows of tables and fragments on several. */
+    /** Seeds of clusters with shards: with parameters, rows of tables, fragments, and gradients that overflow, on several. */
     const DENSE = 3;
     const ROWS = 16;
     const FRAGMENTS = 161;
+    const OVERFLOWING = 293;
     /** A part of the parameters; the shard with which others are compared has all. */
     const isPart = (shard: Shard) => (shard.heldOf('r')?.layout.size ?? 0) < 2 ** 15;
 
@@ -303,6 +304,18 @@ describe('a broken server is caught:', () => {
       const violation = await caught({}, 20, FRAGMENTS);
       expect(violation.invariant).toBe(3);
       expect(violation.message).toContain('are not those of one shard with all of them');
+    });
+
+    test('7, it goes on when the parameters of one of them overflow', async () => {
+      const real = Run.prototype.call;
+      vi.spyOn(Run.prototype, 'call').mockImplementation(function (this: Run, ...all) {
+        if (all[0].call === 'overflowed') return undefined as never;
+        return Reflect.apply(real, this, all) as never;
+      });
+      const violation = await caught({}, 1, OVERFLOWING);
+      expect(violation.invariant).toBe(7);
+      // Averages and best parameters are spoilt with time.
+      expect(violation.message).toMatch(/the run did not go back|are not finite/);
     });
 
     test('6, it decides on a push before its last part has come', async () => {
