@@ -1,3 +1,4 @@
+import { DownpourError } from '../../shared/errors.ts';
 import type { Assignment } from '../core/run/calls.ts';
 
 /**
@@ -28,3 +29,10 @@ export class RowPulls {
     return evaluation === this.#evaluation.id && this.#evaluation.left-- > 0;
   }
 }
+
+/** A message about rows came for a run that has none. */
+export const noTables = (type: string, run: string) =>
+  new DownpourError(
+    'DP_ROWS_INVALID',
+    `'${type}' for run '${run}', which has no tables: pull and push parameters alone`,
+  );

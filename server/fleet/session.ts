@@ -44,7 +44,7 @@ import { Charges } from './charges.ts';
 import type { Fleet } from './fleet.ts';
 import { PushParts } from './push-parts.ts';
 import { Retries } from './retries.ts';
-import { RowPulls } from './row-pulls.ts';
+import { noTables, RowPulls } from './row-pulls.ts';
 import {
   type Abilities,
   abilitiesOf,
@@ -55,12 +55,6 @@ import {
   missingExperiments,
   workerKey,
 } from './suitability.ts';
-
-const noTables = (type: string, run: string) =>
-  new DownpourError(
-    'DP_ROWS_INVALID',
-    `'${type}' for run '${run}', which has no tables: pull and push parameters alone`,
-  );
 
 /**
  * One worker's connection: reads its messages, lets the run decide, and sends the answer. Holds no
@@ -79,7 +73,8 @@ export class WorkerSession {
   #assignCall: AssignCall;
   /** The run that it was assigned to, and whether it has joined. */
   #run: Run | null = null;
-  #served: Run | null = null;
+  /** The run that it was assigned to last. One that was removed gives its memory back. */
+  #served: WeakRef<Run> | null = null;
   #joined = false;
   /** Joined and without work: a `wake` of its run looks again. */
   #waiting = false;
@@ -196,7 +191,7 @@ export class WorkerSession {
 
   /** The run that it works for, or did last. */
   get served(): Run | null {
-    return this.#served;
+    return this.#served?.deref() ?? null;
   }
 
   get joined(): boolean {
@@ -542,7 +537,8 @@ export class WorkerSession {
 
   /** Assigns the worker to a run; its `join` follows. */
   assignTo(run: Run): void {
-    this.#run = this.#served = run;
+    this.#run = run;
+    this.#served = new WeakRef(run);
     this.#joined = false;
     this.#fleet.workers.admit(this);
     this.#waiting = false;
@@ -673,6 +669,8 @@ export class WorkerSession {
     this.#joined = false;
     this.#waiting = false;
     if (!run) return;
+    // It has the place where the last push landed.
+    this.#pushCall = new PushCall(this.#key);
     this.parts.leave(run);
     run.call({ call: 'leave', worker: this.key });
     this.#fleet.followUp(run);
