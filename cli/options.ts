@@ -1,9 +1,11 @@
 import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { clean, cleanJson, cleanLines } from '../shared/clean.ts';
 import { DownpourError, type ErrorCode, errorCode, errorText } from '../shared/errors.ts';
 import type { Log } from '../shared/log.ts';
 import { createRestClient, type RestClient } from '../shared/rest-client.ts';
+import { Said } from '../shared/said.ts';
 import { fetchOver, trustOf } from '../wire/tls.ts';
 
 /** What all commands have in common: exit codes, options, the way they print facts. */
@@ -240,6 +242,37 @@ export function tokenOf(options: TokenOptions): string | undefined {
   return token;
 }
 
+/**
+ * The token for who asks for a long time: of a file, as it is at that moment, since tokens are renewed. A file that is being
+ * replaced may be missing for a moment: the last token stays. @throws DownpourError as `tokenOf`, the first time.
+ */
+export function newestTokenOf(
+  options: TokenOptions,
+  log: Log = () => {},
+): string | (() => string) | undefined {
+  let known = tokenOf(options);
+  if (known === undefined || options.token !== undefined) return known;
+  const unread = new Said();
+  return () => {
+    try {
+      known = tokenOf(options) ?? known;
+      unread.clear();
+    } catch (error) {
+      // It is read for each connection, again and again while the server is away.
+      if (unread.isNew(errorText(error))) log(errorText(error), { level: 'warn' });
+    }
+    return known!;
+  };
+}
+
+/** An environment in which a worker that we start has the token, or its file, which it reads again and again. */
+export function withToken(env: NodeJS.ProcessEnv, options: TokenOptions): NodeJS.ProcessEnv {
+  const { DOWNPOUR_TOKEN, DOWNPOUR_TOKEN_FILE, ...rest } = env;
+  const { token, tokenFile } = options;
+  if (token !== undefined) return { ...rest, DOWNPOUR_TOKEN: token };
+  return tokenFile === undefined ? rest : { ...rest, DOWNPOUR_TOKEN_FILE: resolve(tokenFile) };
+}
+
 /** Certificates of a server or of a client. */
 export interface TlsFileOptions {
   readonly tlsCa?: string;
@@ -294,7 +327,7 @@ export function clientOf(options: ServerOptions, signal?: AbortSignal): RestClie
   const tls = trustFor(server, options);
   return createRestClient({
     server,
-    token: tokenOf(options),
+    token: newestTokenOf(options),
     ...(tls ? { fetch: fetchOver(tls) } : {}),
     ...(signal ? { signal } : {}),
   });

@@ -114,7 +114,8 @@ export interface RestClientOptions {
    * answers and is no standby is asked.
    */
   readonly server: string;
-  readonly token?: string | undefined;
+  /** A function: asked anew for each request, since it may change. */
+  readonly token?: string | (() => string) | undefined;
   /** For a whole answer. */
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal;
@@ -198,7 +199,7 @@ type HttpMethod = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE';
 /** Requests to one of several servers: which of them, for how long, and what their failures mean. */
 class Requests {
   readonly #urls: readonly string[];
-  readonly #token: string | undefined;
+  readonly #token: RestClientOptions['token'];
   readonly #timeoutMs: number;
   readonly #signal: AbortSignal | undefined;
   readonly #fetch: typeof fetch;
@@ -269,7 +270,7 @@ class Requests {
       method,
       redirect: 'error',
       headers: {
-        ...(this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` }),
+        ...this.#authorization(),
         ...(body === undefined ? {} : { 'content-type': TYPES[isBytes(body) ? 'bytes' : 'json'] }),
       },
       ...(body === undefined ? {} : { body: isBytes(body) ? body : JSON.stringify(body) }),
@@ -334,6 +335,11 @@ class Requests {
     }
   }
 
+  #authorization(): { authorization?: string } {
+    const token = typeof this.#token === 'function' ? this.#token() : this.#token;
+    return token === undefined ? {} : { authorization: `Bearer ${token}` };
+  }
+
   #unreachable(url: string, error: unknown): DownpourError {
     const timedOut = error instanceof Error && error.name === 'TimeoutError';
     const why = timedOut ? `no answer within ${this.#timeoutMs / 1000} s` : reasonOf(error);
@@ -383,7 +389,7 @@ class Requests {
       const response = await this.#fetch(url + path, {
         redirect: 'error',
         signal: this.#signal ? AbortSignal.any([started.signal, this.#signal]) : started.signal,
-        headers: this.#token === undefined ? {} : { authorization: `Bearer ${this.#token}` },
+        headers: this.#authorization(),
       });
       if (!response.ok) throw await failure(response, 'GET', path);
       if (!response.body) throw new DownpourError('DP_INTERNAL', `GET ${path} has no body`);

@@ -2,7 +2,7 @@ import { DownpourError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { listGpus } from '../../worker/engine-nvidia.ts';
 import { defaultName } from '../../worker/name.ts';
-import { tell, tokenOf, untilInterrupted } from '../options.ts';
+import { tell, untilInterrupted, withToken } from '../options.ts';
 import type { WorkOptions } from './options.ts';
 import { startPool } from './pool.ts';
 
@@ -43,7 +43,7 @@ export async function runGpuWorkers(
       ...pool,
       names: [name],
       args: argumentsOf(options),
-      env: { ...environmentOf(options), ...aliveFileOf(options, index), [VISIBLE]: uuid },
+      env: { ...withToken(process.env, options), ...aliveFileOf(options, index), [VISIBLE]: uuid },
       note: (line) => log(line, { level: 'warn', worker: name }),
       // A line of JSON stays one.
       log: (line) => tell(isJson ? line.slice(name.length + 2) : line),
@@ -118,13 +118,3 @@ function argumentsOf(options: WorkOptions): string[] {
 /** One that stands still must not hide behind the others. */
 const aliveFileOf = ({ aliveFile }: WorkOptions, index: number): NodeJS.ProcessEnv =>
   aliveFile ? { DOWNPOUR_ALIVE_FILE: `${aliveFile}.gpu${index}` } : {};
-
-function environmentOf(options: WorkOptions): NodeJS.ProcessEnv {
-  const { DOWNPOUR_TOKEN, DOWNPOUR_TOKEN_FILE, ...rest } = process.env;
-  // A file is read by each, again and again.
-  if (options.token === undefined && options.tokenFile !== undefined) {
-    return { ...rest, DOWNPOUR_TOKEN_FILE: options.tokenFile };
-  }
-  const token = tokenOf(options);
-  return token === undefined ? rest : { ...rest, DOWNPOUR_TOKEN: token };
-}

@@ -1,7 +1,7 @@
 import { availableParallelism, hostname } from 'node:os';
 import { resolve } from 'node:path';
 import { webSocketAddress } from '../../shared/rest-client.ts';
-import { type ServerOptions, tokenOf } from '../options.ts';
+import { type ServerOptions, withToken } from '../options.ts';
 import type { UsedServer } from '../used-server.ts';
 import { type Pool, startPool } from './pool.ts';
 
@@ -27,7 +27,6 @@ export interface LocalWorkersOptions {
 export function startLocalWorkers(given: LocalWorkersOptions): Pool {
   const { run, options, usedServer, folders, note, log, isOver } = given;
   const threads = Math.max(1, Math.floor(availableParallelism() / options.workers));
-  const token = usedServer.state === null ? tokenOf(options) : undefined;
   // Names are unique among all workers of a server; an own server has none but ours.
   const host = hostname()
     .toLowerCase()
@@ -35,10 +34,8 @@ export function startLocalWorkers(given: LocalWorkersOptions): Pool {
     .replace(/^-+|-+$/g, '');
   const prefix =
     usedServer.state === null ? `${host.slice(0, 40) || 'host'}-${process.pid}` : 'worker';
-  const env = { ...process.env };
+  const env = withToken(process.env, usedServer.state === null ? options : {});
   delete env.DOWNPOUR_SERVER;
-  delete env.DOWNPOUR_TOKEN_FILE;
-  delete env.DOWNPOUR_TOKEN;
   // What they say is ours to pass on.
   delete env.DOWNPOUR_LOG;
   // That of a worker that this is a guest of.
@@ -48,7 +45,6 @@ export function startLocalWorkers(given: LocalWorkersOptions): Pool {
   if (tlsCa !== undefined) env.DOWNPOUR_TLS_CA = resolve(tlsCa);
   if (tlsCert !== undefined) env.DOWNPOUR_TLS_CERT = resolve(tlsCert);
   if (tlsKey !== undefined) env.DOWNPOUR_TLS_KEY = resolve(tlsKey);
-  if (token !== undefined) env.DOWNPOUR_TOKEN = token;
   return startPool({
     names: Array.from({ length: options.workers }, (_, i) => `${prefix}-${i + 1}`),
     args: [

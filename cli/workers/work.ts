@@ -2,7 +2,6 @@ import { resolve } from 'node:path';
 import { errorCode, errorText } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { httpAddresses, webSocketAddress } from '../../shared/rest-client.ts';
-import { Said } from '../../shared/said.ts';
 import { isLoopback } from '../../wire/local-socket.ts';
 import { BundleCache, type BundleCacheOptions } from '../../worker/bundle-cache.ts';
 import { experimentFolders } from '../../worker/experiment.ts';
@@ -10,7 +9,7 @@ import { runWorker } from '../../worker/main.ts';
 import {
   DEFAULT_EXPERIMENTS,
   DEFAULT_SERVER,
-  tokenOf,
+  newestTokenOf,
   trustFor,
   untilInterrupted,
 } from '../options.ts';
@@ -36,11 +35,8 @@ export function workCommand(options: WorkOptions): Promise<void> {
 async function work(options: WorkOptions, log: Log): Promise<void> {
   const server = options.server ?? DEFAULT_SERVER;
   const tls = trustFor(server, options, log);
-  const given = tokenOf(options);
   // A file's token may be another one when the connection has to be made again.
-  const fromFile = options.token === undefined && options.tokenFile !== undefined;
-  const unread = new Said();
-  const token = fromFile ? () => newestToken(options, given ?? null, { unread, log }) : given;
+  const token = newestTokenOf(options, log);
   const bundles = accepts(options)
     ? await acceptExperiments(server, {
         ...(token === undefined ? {} : { token }),
@@ -107,21 +103,4 @@ async function acceptExperiments(
     );
   }
   return cache;
-}
-
-/** A file that is being replaced may be missing for a moment. */
-function newestToken(
-  options: WorkOptions,
-  known: string | null,
-  { unread, log }: { readonly unread: Said; readonly log: Log },
-): string | null {
-  try {
-    const token = tokenOf(options) ?? known;
-    unread.clear();
-    return token;
-  } catch (error) {
-    // It is read for each connection, again and again while the server is away.
-    if (unread.isNew(errorText(error))) log(errorText(error), { level: 'warn' });
-    return known;
-  }
 }

@@ -8,7 +8,16 @@ import type { Command } from 'commander';
 import { afterEach, describe, expect, test, vi } from 'vitest';
 import { helpPage } from '../../cli/docs/main.ts';
 import { createProgram } from '../../cli/main.ts';
-import { configOf, EXIT, exitCodeOf, parseSet, tokenOf } from '../../cli/options.ts';
+import {
+  clientOf,
+  configOf,
+  EXIT,
+  exitCodeOf,
+  newestTokenOf,
+  parseSet,
+  tokenOf,
+  withToken,
+} from '../../cli/options.ts';
 import { resolveConfig } from '../../shared/config.ts';
 import { DownpourError } from '../../shared/errors.ts';
 import { createRestClient, httpAddress, webSocketAddress } from '../../shared/rest-client.ts';
@@ -209,6 +218,39 @@ describe('the environment', () => {
     vi.stubEnv('DOWNPOUR_TOKEN', '');
     await runHere('stop', 'x');
     expect(seen).toEqual(['Bearer secret', undefined]);
+  });
+
+  test('a command that asks again has the newest token of its file, and so have the workers that it starts', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'downpour-'));
+    closers.push(() => rmSync(folder, { recursive: true }));
+    const tokenFile = join(folder, 'token');
+    writeFileSync(tokenFile, 'first\n');
+    const seen: (string | undefined)[] = [];
+    const server = await listen((request, response) => {
+      seen.push(request.headers.authorization);
+      response.end('{"runs": []}');
+    });
+    const client = clientOf({ server, tokenFile });
+    await client.runs();
+    writeFileSync(tokenFile, 'second\n');
+    await client.runs();
+    // While it is being replaced.
+    rmSync(tokenFile);
+    await client.runs();
+    expect(seen).toEqual(['Bearer first', 'Bearer second', 'Bearer second']);
+    expect(() => clientOf({ server, tokenFile })).toThrow('cannot be read');
+
+    const old = { A: '1', DOWNPOUR_TOKEN: 'old', DOWNPOUR_TOKEN_FILE: 'old' };
+    expect(withToken(old, { tokenFile })).toEqual({ A: '1', DOWNPOUR_TOKEN_FILE: tokenFile });
+    expect(withToken(old, { token: 't', tokenFile })).toEqual({ A: '1', DOWNPOUR_TOKEN: 't' });
+    expect(withToken(old, {})).toEqual({ A: '1' });
+    expect(newestTokenOf({ token: 't', tokenFile })).toBe('t');
+    const told: string[] = [];
+    writeFileSync(tokenFile, 'third');
+    const newest = newestTokenOf({ tokenFile }, (line) => told.push(line)) as () => string;
+    writeFileSync(tokenFile, '\n');
+    expect([newest(), newest()]).toEqual(['third', 'third']);
+    expect(told).toEqual([expect.stringContaining('has an empty line 1')]);
   });
 
   test('a token file gives its first line; a missing or empty one is told', () => {
