@@ -155,7 +155,7 @@ function mustPredict(model: Model, { run }: CheckpointFacts): void {
   model.dispose();
   throw new DownpourError(
     'DP_USAGE',
-    `run ${run} has an objective over several models, so there is no one prediction: use the exported parameters in a program (\`downpour export\`)`,
+    `run ${run} has an objective over several models, so there is no one prediction: \`downpour export ${run} --to exported --format tfjs\` writes each model for a program`,
   );
 }
 

@@ -74,7 +74,9 @@ const all = (works: RegExp, others: Partial<Cells> = {}): Cells => ({
 });
 const noAnswers = refused(/DP_USAGE: telling answers one by one needs a loss.*report what matters/);
 const objectives = { objective: noAnswers, models: noAnswers, carried: noAnswers };
-const manyModels = refused(/DP_USAGE: .*objective over several models.*exported parameters/);
+const manyModels = refused(
+  /DP_USAGE: .*objective over several models.*downpour export models --to exported --format tfjs/,
+);
 const noLayers = refused(/DP_USAGE: the model is a function of variables.*--format safetensors/);
 
 const out = () => join(cluster.folder, `out-${outs++}`);

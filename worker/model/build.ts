@@ -293,7 +293,7 @@ function objectiveInstance(
       }
       throw new DownpourError(
         'DP_USAGE',
-        `the experiment has an objective over the models ${Object.keys(models).join(', ')}, so there is no one prediction: evaluate by its metrics, or use the exported parameters in a program`,
+        `the experiment has an objective over the models ${Object.keys(models).join(', ')}, so there is no one prediction: evaluate by its metrics, or use the exported models in a program (\`downpour export --format tfjs\`)`,
       );
     },
     penalties: () => layersModels.flatMap((model) => model.calculateLosses()),
