@@ -167,7 +167,18 @@ export class Shelf {
   async load(assign: Assign, server: string, signal: AbortSignal): Promise<Experiment> {
     const given = this.#given.get(assign.experiment);
     if (given?.hash === assign.experimentHash) return given.experiment;
-    return loadExperiment(await this.#take(assign, server, signal));
+    const file = await this.#take(assign, server, signal);
+    try {
+      return await loadExperiment(file);
+    } catch (error) {
+      const { code, path } = Object((error as Error).cause) as { code?: unknown; path?: unknown };
+      if (!this.#sent.has(assign.experiment) || code !== 'ENOENT') throw error;
+      throw new DownpourError(
+        errorCode(error),
+        `${errorText(error)}; data are not sent with an experiment: put ${path} on this machine, and read it in data() from the folder that --data names`,
+        { cause: error },
+      );
+    }
   }
 
   /**
