@@ -71,6 +71,8 @@ export async function operate(simulation: Simulation, state: SimulatedState): Pr
     coordinator.checkpoint('r').catch(() => {}),
     'a checkpoint',
   );
+  // It may continue a file that somebody has spoilt.
+  if (!state.isSafe) return;
   const model = modelOf(run, kind);
 
   coordinator = await restarted();

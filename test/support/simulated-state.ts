@@ -182,6 +182,12 @@ export class SimulatedState {
     return whole && savedOf(whole);
   }
 
+  /** The newest checkpoint that was written can be read. */
+  get isSafe(): boolean {
+    const done = this.#written.findLast(({ isDone }) => isDone);
+    return done !== undefined && this.#isWhole(done);
+  }
+
   /** @returns a number below `count`. */
   choose(count: number): number {
     return this.#draw.below(count);
