@@ -17,6 +17,8 @@ export interface Average {
    * memory. @param start a multiple of 4, and `end` too unless it is n.
    */
   take(parameters: Float32Array, start: number, end: number): void;
+  /** The update that has begun does not count after all. What was taken in of it stays. */
+  withdraw(): void;
   /** The average, shape [n]; live. Meaningless while `count` is 0. */
   readonly values: Float32Array;
   /** Updates that were taken in. */
@@ -96,6 +98,9 @@ function exponential(decay: number, n: number, room?: AverageRoom): Average {
       count++;
       return true;
     },
+    withdraw() {
+      count--;
+    },
     take(theta, start, end) {
       if (room) {
         const at = 4 * start;
@@ -133,6 +138,9 @@ function polyak(startStep: number, n: number, room?: AverageRoom): Average {
       if (phaseStep < startStep) return false;
       count++;
       return true;
+    },
+    withdraw() {
+      count--;
     },
     take(theta, start, end) {
       if (room) {

@@ -425,7 +425,8 @@ export class Parameters {
   /**
    * Applies a gradient and merges statistics, both finite.
    * @returns false when a parameter overflowed: all of them are as before, or as workers saw them in
-   *   bf16; optimizer and average are spoilt.
+   *   bf16; the optimizer is spoilt. The average is finite, and may have the update's parameters in blocks before the first
+   *   that overflowed.
    */
   update(push: StagedPush, clipped: Clip, options: StepOptions): boolean {
     const from = this.#now;
@@ -463,12 +464,15 @@ export class Parameters {
       const where = { from: from.address, to: to.address, start: first, end: last };
       if (!optimizer.apply(gradient, clip, options, where)) finite = false;
       if (blocks === n) break;
+      // A run on shards may end with the average before it learns that this shard refused the update.
+      if (!finite) continue;
       // What is left of a last vector of numbers waits for the statistics behind it.
       taken = end & ~15;
       average?.take(to.values, start, taken);
       if (half) this.#encodeInto(half, to, start, taken);
     }
     if (!finite) {
+      average?.withdraw();
       if (half) this.#halves.push(half);
       const { exchangedSize } = this.layout;
       if (before)

@@ -210,6 +210,37 @@ test('an overflow leaves the parameters as they were, with frozen ones and witho
   }
 });
 
+test('what overflows is not averaged: a run may end with the average before it is told', () => {
+  const size = 20_000;
+  for (const averaging of [{ kind: 'ema' }, { kind: 'polyak' }] as const) {
+    for (const pull of ['f32', 'bf16'] as const) {
+      const config = resolveConfig({
+        ...{ optimizer: { kind: 'sgd' }, averaging, compression: { pull } },
+      });
+      const parameters = new Parameters(layoutOf(size), config);
+      parameters.initialise(normal(size, 1));
+      // In the second block of three.
+      const spoilt = normal(size, 3);
+      spoilt[9_000] = 3e38;
+      const apply = (gradient: Float32Array, step: number, learningRate: number) => {
+        const push = parameters.stage(bytesOf(gradient), 'f32');
+        parameters.squares(push, Infinity);
+        return parameters.update(push, { limit: Infinity, factor: 1 }, { step, learningRate });
+      };
+      expect(apply(spoilt, 1, 100)).toBe(false);
+      // Nothing was averaged yet.
+      expect(isEqual(parameters.evaluated(), parameters.exchanged())).toBe(true);
+      expect(apply(normal(size, 4), 1, 0.1)).toBe(true);
+      const first = parameters.evaluated();
+      expect(isEqual(first, parameters.exchanged())).toBe(true);
+      expect(apply(spoilt, 2, 100)).toBe(false);
+      const after = parameters.evaluated();
+      expect(after.every(Number.isFinite)).toBe(true);
+      expect(isEqual(after.subarray(2 ** 13), first.subarray(2 ** 13))).toBe(true);
+    }
+  }
+});
+
 test('a gradient that is measured and not applied changes nothing', () => {
   const size = 9_000;
   const parameters = new Parameters(layoutOf(size), resolveConfig({ optimizer: { kind: 'sgd' } }));
