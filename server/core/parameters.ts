@@ -294,7 +294,7 @@ export class Parameters {
       : this.exchanged();
   }
 
-  /** The whole vector with these trainable and statistics values, a copy of shape [layout.size]. */
+  /** The whole vector with these trainable and statistics values, or all of these; a copy of shape [layout.size]. */
   whole(exchanged?: Float32Array, copy: CopyVector = slice): Float32Array {
     const whole = copy(this.#now.values);
     if (exchanged) whole.set(exchanged);

@@ -18,7 +18,7 @@ export class RowPulls {
     examples: number,
   ): void {
     this.#left = Math.max(this.#left, PULLS_PER_LEASE * leases.length);
-    // Whoever comes back to the same one has had its rows.
+    // A worker that comes back to the same one has had its rows.
     if (!evaluation || evaluation.id === this.#evaluation.id) return;
     Object.assign(this.#evaluation, { id: evaluation.id, left: examples });
   }

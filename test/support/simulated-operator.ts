@@ -3,7 +3,6 @@ import { RunTables } from '../../server/core/tables/run-tables.ts';
 import type { Coordinator } from '../../server/fleet/coordinator.ts';
 import { bytesOf } from '../../shared/codec.ts';
 import { errorCode } from '../../shared/errors.ts';
-import { mayThaw } from '../../shared/groups.ts';
 import type { CreateRun } from '../../shared/rest.ts';
 import { KEYS } from './simulated-rows.ts';
 import type { SimulatedState } from './simulated-state.ts';
@@ -60,9 +59,7 @@ export async function operate(simulation: Simulation, state: SimulatedState): Pr
   const run = server.run!;
   const { phase } = run;
   const kinds: Kind[] = ['last'];
-  // Groups that thaw freeze again in a `retrain`, and of the best a run has then only the file.
-  const isInFile = mayThaw(run.config) && run.config.earlyStopping.afterStop === 'retrain';
-  if (run.best && run.hasParameters && !isInFile) kinds.push('best');
+  if (run.best && run.hasParameters) kinds.push('best');
   if (phase === 'finished') kinds.push('final');
   const kind = kinds[state.choose(kinds.length)]!;
   await until(coordinator.edit('r', { archived: true }), 'archiving');

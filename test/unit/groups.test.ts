@@ -323,6 +323,46 @@ describe('a frozen group', () => {
     ]);
   });
 
+  test('that freezes again in a `retrain` leaves the best parameters as they are, wherever it is interrupted', () => {
+    const run = createRun({
+      ...{ ...config, stepsMax: 40, evaluateEverySteps: 10, testAtEnd: false },
+      earlyStopping: { afterStop: 'retrain' },
+    });
+    const worker = new VirtualWorker(run, problem);
+    const bestOf = (of: Run) =>
+      Object.fromEntries(of.bestTensors().map(({ name, values }) => [name, [...values]]));
+    worker.train(() => run.phase === 'refitting');
+    const best = run.best!.step;
+    const other = createRun({ ...config, stepsMax: best, ...endless, testAtEnd: false });
+    new VirtualWorker(other, problem).train(() => other.step >= best);
+    const wanted = bestOf(run);
+    expect(run.frozenGroups).toEqual(['trunk']);
+    // Those of the step, not the initial ones that the run begins with again.
+    expect(wanted).toEqual(valuesOf(other));
+    const interrupted = (of: Run) => {
+      const { state, tensors } = saved(of);
+      const vectors = of.replicaVectors().map(([name, values]) => [name, values.slice()] as const);
+      return [
+        Run.restore(state, tensors),
+        Run.replicate(structuredClone(of.replica()), new Map(vectors)),
+      ];
+    };
+    for (const step of [5, 18, 30]) {
+      worker.train(() => run.step >= best + step);
+      expect(bestOf(run), `${step} steps later`).toEqual(wanted);
+      for (const again of interrupted(run)) {
+        expect(bestOf(again), `after a restart ${step} steps later`).toEqual(wanted);
+      }
+    }
+    const [later] = interrupted(run);
+    expect(run.frozenGroups).toEqual([]);
+    for (const of of [run, later!]) {
+      new VirtualWorker(of, problem, 'other/1').train();
+      expect(of.over).toBe(true);
+      expect(bestOf(of)).toEqual(wanted);
+    }
+  });
+
   test('a worker alone ends with the same bits wherever it is interrupted, and so does a standby', () => {
     const whole = trained({ ...config, stepsMax: 45 }, 45);
     whole.worker.train();

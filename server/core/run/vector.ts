@@ -68,6 +68,10 @@ export class Vector {
   #layout: Layout | null = null;
   #ranges: readonly Range[] = [];
   #parameters: Parameters | null = null;
+  /**
+   * By their numbers: shape [exchangedSize] of the first range; [size] of those whose frozen parameters are others now, where all
+   * of the vector is here.
+   */
   readonly #captures = new Map<number, Float32Array>();
   /** Rows beside the vector; null: the run has no tables. */
   readonly tables: RunTables | null;
@@ -251,7 +255,15 @@ export class Vector {
 
   /** @param values of the first range, shape [size]. */
   initialise(values: Float32Array, others: InitialLanded | null): void {
-    this.mustParameters.initialise(values);
+    const parameters = this.mustParameters;
+    const { size, exchangedSize } = parameters.layout;
+    // Frozen parameters begin with other values too, after another seed.
+    if (size > exchangedSize && this.#ranges.length === 1) {
+      for (const [id, captured] of this.#captures) {
+        if (captured.length < size) this.#captures.set(id, parameters.whole(captured));
+      }
+    }
+    parameters.initialise(values);
     if (others) this.#tell({ kind: 'initialise', run: this.#run, session: others.session });
   }
 
@@ -337,6 +349,11 @@ export class Vector {
 
   /** Shape [exchangedSize] of the first range. */
   captured(id: number): Float32Array {
+    return this.#captured(id).subarray(0, this.mustParameters.layout.exchangedSize);
+  }
+
+  /** Its shape is [size] where its frozen parameters are not those of now. */
+  #captured(id: number): Float32Array {
     const values = this.#captures.get(id);
     if (!values) throw new Error(`run ${this.#run} has no capture ${id}`);
     return values;
@@ -398,7 +415,7 @@ export class Vector {
   /** The same without the rows of tables. */
   withoutRows(best: number | null, copy: CopyVector): NamedTensor[] {
     const tensors = this.mustParameters.kept.tensors(copy);
-    if (best !== null) tensors.push(flatTensor(BEST, copy(this.captured(best))));
+    if (best !== null) tensors.push(flatTensor(BEST, copy(this.#captured(best))));
     return tensors;
   }
 
@@ -410,8 +427,8 @@ export class Vector {
 
   /** The same without the rows of tables. */
   namedWithoutRows(best: number | null, copy: CopyVector): NamedTensor[] {
-    const exchanged = best === null ? undefined : this.captured(best);
-    return this.mustParameters.kept.named(exchanged, copy);
+    const values = best === null ? undefined : this.#captured(best);
+    return this.mustParameters.kept.named(values, copy);
   }
 
   /**
@@ -430,8 +447,9 @@ export class Vector {
     parameters.kept.restore(state, tensors);
     if (rows) this.tables?.restore(rows, tensors, hasBest ? RESTORED_BEST : null, null);
     if (!hasBest) return;
-    const { exchangedSize } = parameters.layout;
-    this.#captures.set(RESTORED_BEST, takeTensor(tensors, BEST, exchangedSize));
+    const { exchangedSize, size } = parameters.layout;
+    const isWhole = tensors.find(({ name }) => name === BEST)?.values.length === size;
+    this.#captures.set(RESTORED_BEST, takeTensor(tensors, BEST, isWhole ? size : exchangedSize));
   }
 
   // A replica.
@@ -442,7 +460,7 @@ export class Vector {
       ...this.mustParameters.kept.vectors(),
       ...this.mustParameters.kept.sentVectors(),
     ];
-    if (best !== null) vectors.push([BEST, this.captured(best)]);
+    if (best !== null) vectors.push([BEST, this.#captured(best)]);
     if (evaluated !== null && evaluated !== best)
       vectors.push([EVALUATED, this.captured(evaluated)]);
     return [...vectors, ...this.rowVectors({ best, evaluated })];
@@ -488,11 +506,15 @@ export class Vector {
   }
 }
 
-/** Captured values, in a new layout. Those of parameters that were frozen then are what they have been since. */
-function moved(exchanged: Float32Array, from: Layout, parameters: Parameters): Float32Array {
-  const values = parameters.exchanged();
-  copyTensors(from, exchanged, parameters.layout, values);
-  return values;
+/**
+ * Captured values, in a new layout. Those of parameters that were frozen then are what they have been since. Where some are
+ * frozen now that were not, the whole vector is kept: they begin with other values.
+ */
+function moved(values: Float32Array, from: Layout, parameters: Parameters): Float32Array {
+  const isWhole = values.length > parameters.layout.exchangedSize;
+  const now = isWhole ? parameters.whole() : parameters.exchanged();
+  copyTensors(from, values, parameters.layout, now);
+  return now;
 }
 
 /** A payload for one worker: nobody writes to these numbers. */
