@@ -45,14 +45,14 @@ async function check(tsc: string, folder: string, more = {}): Promise<string> {
 
 let home: string;
 let tarball: string;
-let bytes: number;
+let packed: { size: number; unpackedSize: number; files: { path: string; size: number }[] };
 beforeAll(async () => {
   home = await mkdtemp(join(tmpdir(), 'downpour-package-'));
   const { stdout } = await npm(['pack', '--json', '--silent', '--pack-destination', home], ROOT);
   // What the build prints comes first.
-  const [{ filename, unpackedSize }] = JSON.parse(stdout.slice(stdout.lastIndexOf('\n[\n') + 1));
-  tarball = join(home, filename);
-  bytes = unpackedSize;
+  const [told] = JSON.parse(stdout.slice(stdout.lastIndexOf('\n[\n') + 1));
+  tarball = join(home, told.filename);
+  packed = told;
   await install(tarball, home);
 }, TIMEOUT.timeout);
 afterAll(() => rm(home, { recursive: true, force: true }));
@@ -116,9 +116,28 @@ describe('the package', () => {
 
   test('has the size that docs/getting-started.md says', async () => {
     const page = await readFile(join(ROOT, 'docs/getting-started.md'), 'utf8');
-    const [, megabytes] = /([\d.]+) MB on disk/.exec(page)!;
-    expect(bytes / 1e6 / Number(megabytes)).toBeGreaterThan(0.9);
-    expect(bytes / 1e6 / Number(megabytes)).toBeLessThan(1.1);
+    const bytesOf = (isOf: (path: string) => boolean) =>
+      packed.files.reduce((sum, { path, size }) => sum + (isOf(path) ? size : 0), 0);
+    const sizes = {
+      'MB to download': packed.size,
+      'MB on disk': packed.unpackedSize,
+      'MB of JavaScript': bytesOf((path) => /^dist\/.*\.js$/.test(path)),
+      'MB of source maps': bytesOf((path) => path.endsWith('.map')),
+      'MB of declarations': bytesOf((path) => path.endsWith('.d.ts')),
+      "MB is a copy of TensorFlow.js's": bytesOf((path) => path.startsWith('dist/types/tfjs-')),
+      'MB of documentation': bytesOf((path) => /^(docs|examples)\//.test(path)),
+    };
+    const words = page.replaceAll('\n', ' ');
+    for (const [what, bytes] of Object.entries(sizes)) {
+      const megabytes = Number(
+        words
+          .slice(0, words.indexOf(` ${what}`))
+          .split(/[ (]/)
+          .at(-1),
+      );
+      expect(bytes / 1e6 / megabytes, `${what}: ${bytes}`).toBeGreaterThan(0.85);
+      expect(bytes / 1e6 / megabytes, `${what}: ${bytes}`).toBeLessThan(1.15);
+    }
   });
 
   test('is what publint and arethetypeswrong have nothing to say against', async () => {

@@ -2,11 +2,11 @@ import { expect, test } from 'vitest';
 import { Budget } from '../../server/access/budget.ts';
 import type { Keeper } from '../../server/checkpoints/keeper.ts';
 import { type Backlog, Brakes } from '../../server/fleet/brakes.ts';
+import { codeVersion } from '../../server/fleet/code-version.ts';
 import { Coordinator } from '../../server/fleet/coordinator.ts';
 import { WorkerSession } from '../../server/fleet/session.ts';
 import { ShardPool } from '../../server/shards/pool.ts';
 import { LIMITS } from '../../shared/limits.ts';
-import { VERSION } from '../../shared/version.ts';
 import type { Connection } from '../../wire/connection.ts';
 
 /** What shards and a standby have not taken waits in memory, so workers are not read while it is too much. */
@@ -101,7 +101,9 @@ test('a server has more than enough for a shard that takes nothing, until that o
     },
     dial: ({ opened }) => {
       const events = opened(connection as unknown as Connection, new Set());
-      queueMicrotask(() => events.message({ type: 'taken', version: VERSION }, NOTHING, null));
+      queueMicrotask(() =>
+        events.message({ type: 'taken', version: codeVersion() }, NOTHING, null),
+      );
       return { abort() {} };
     },
     timers: {

@@ -10,6 +10,9 @@ beforeAll(async () => {
 });
 afterAll(() => rm(folder, { recursive: true, force: true }));
 
+/** As a moment of UTC: `Date.parse` reads a text without a zone by this machine's. */
+const utc = (text: string) => `${text.replace(/Z$/, '')}Z`;
+
 describe('the summary of a table', () => {
   it('counts a number under one name, however it is written, and says what was left out', async () => {
     const path = join(folder, 'grades.csv');
@@ -32,9 +35,12 @@ describe('the summary of a table', () => {
         missing: 1,
         unit: null,
         numbers: { mean: 2, deviation: 1, min: 1, max: 3 },
-        categories: { 1: 1, 3: 1 },
+        ...{ categories: { 1: 1, 3: 1 }, dates: null },
       },
-      { name: 'c', count: 3, missing: 0, unit: null, numbers: null, categories: { a: 2, b: 1 } },
+      {
+        ...{ name: 'c', count: 3, missing: 0, unit: null, numbers: null },
+        ...{ categories: { a: 2, b: 1 }, dates: null },
+      },
     ]);
   });
 
@@ -45,8 +51,16 @@ describe('the summary of a table', () => {
     expect([parquet.isParquet, text.isParquet]).toEqual([true, false]);
     expect(parquet.columns.map(({ name }) => name)).toEqual(text.columns.map(({ name }) => name));
     // Float32 has more digits than the text.
-    const exact = (columns: typeof text.columns) => columns.filter(({ name }) => name !== 'f');
+    const exact = (columns: typeof text.columns) =>
+      columns
+        .filter(({ name }) => name !== 'f')
+        // Parquet has moments, whose text is ours.
+        .map(({ dates, ...column }) => ({
+          ...column,
+          dates: dates && { count: dates.count, first: Date.parse(utc(dates.first)) },
+        }));
     expect(exact(parquet.columns)).toEqual(exact(text.columns));
+    expect(text.columns.filter(({ dates }) => dates !== null).length).toBeGreaterThan(0);
     const rounded = parquet.columns.find(({ name }) => name === 'f')!.numbers!;
     expect(rounded.max).toBeCloseTo(text.columns.find(({ name }) => name === 'f')!.numbers!.max, 6);
   });
