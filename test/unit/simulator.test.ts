@@ -250,7 +250,7 @@ describe('a broken server is caught:', () => {
     const DENSE = 3;
     const ROWS = 16;
     const FRAGMENTS = 161;
-    const OVERFLOWING = 293;
+    const OVERFLOWING = 158;
     /** A part of the parameters; the shard with which others are compared has all. */
     const isPart = (shard: Shard) => (shard.heldOf('r')?.layout.size ?? 0) < 2 ** 15;
 
@@ -314,8 +314,7 @@ describe('a broken server is caught:', () => {
       });
       const violation = await caught({}, 1, OVERFLOWING);
       expect(violation.invariant).toBe(7);
-      // Averages and best parameters are spoilt with time.
-      expect(violation.message).toMatch(/the run did not go back|are not finite/);
+      expect(violation.message).toContain('the run did not go back');
     });
 
     test('6, it decides on a push before its last part has come', async () => {
