@@ -82,6 +82,10 @@ async function open(name: string) {
   await page.goto(`${cluster.url}/#/studies/${name}`);
   await page.getByRole('heading', { name, exact: true }).waitFor();
   await page.waitForSelector('[data-figure]');
+  // Their width is known a moment after they are there, and they are drawn then.
+  await page.waitForFunction(() =>
+    [...document.querySelectorAll('.figure')].every((figure) => figure.childElementCount > 0),
+  );
   return cluster.client.study(name);
 }
 
