@@ -17,7 +17,7 @@ import { setTimeout as wait } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { DownpourError, errorCode, errorText } from '../shared/errors.ts';
-import { studentQuantile } from '../study/statistics.ts';
+import { estimate, meanOf } from '../study/statistics.ts';
 import type { Load } from './load.ts';
 import { cpuMs, ENVIRONMENT, end, keep, ROOT, type ServerProcess } from './processes.ts';
 import { formatBytes, formatTable } from './report.ts';
@@ -209,13 +209,11 @@ async function compare(
   for (let round = 0; round < rounds; round++) {
     logs.push(await compareOnce(row, checkouts, times, { sums, first: round % 2 }));
   }
-  const mean = logs.reduce((sum, log) => sum + log, 0) / rounds;
-  const variance = logs.reduce((sum, log) => sum + (log - mean) ** 2, 0) / (rounds - 1);
-  const half = studentQuantile(0.975, rounds - 1) * Math.sqrt(variance / rounds);
+  const { mean, low, high } = estimate(logs);
   const [mine, other] = sums.map(({ cpuMs, updates }) => cpuMs / updates);
   return {
     what: row.what,
-    ...{ speed: Math.exp(mean), low: Math.exp(mean - half), high: Math.exp(mean + half) },
+    ...{ speed: Math.exp(mean), low: Math.exp(low), high: Math.exp(high) },
     ...{ cpu: mine! / other!, updatesPerSecond: sums[0]!.updates / sums[0]!.seconds },
   };
 }
@@ -285,7 +283,7 @@ async function main(): Promise<void> {
     console.error(`${one.what}: ${speed} (${low} to ${high}), processor time ${cpu}`);
   }
   const mean = (of: (one: Compared) => number) =>
-    Math.exp(compared.reduce((sum, one) => sum + Math.log(of(one)), 0) / compared.length);
+    Math.exp(meanOf(compared.map((one) => Math.log(of(one)))));
   console.log(
     formatTable({
       columns: [
